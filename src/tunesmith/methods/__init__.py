@@ -1,0 +1,24 @@
+"""What may move. One file a method; this table is the recipe's vocabulary, the command line's list and the laws' parametrisation."""
+
+from __future__ import annotations
+
+from ..core import Method
+from .adapter import Adapter
+from .bitfit import BitFit
+from .full import Full
+from .head import Head
+from .layers import Layers
+from .lora import LoRA
+from .prefix import Prefix
+from .prompt import Prompt
+
+METHODS: dict[str, type[Method]] = {
+    "full": Full,
+    "head": Head,
+    "layers": Layers,
+    "adapter": Adapter,
+    "prompt": Prompt,
+    "prefix": Prefix,
+    "lora": LoRA,
+    "bitfit": BitFit,
+}

