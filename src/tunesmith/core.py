@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -182,8 +182,8 @@ class Network(nn.Module, ABC):
 
     def rest_below(self, floor: int) -> None:
         """Train mode, but what lies under the floor is a constant of the run: no dropout, hence cacheable bit for bit."""
-        if self.training and self.__dict__.get("rested") == floor:
-            return
+        if self.training and self.__dict__.get("rested") == floor and self.model.training == (floor <= 0):
+            return  # as it was left: `train()` by anyone else would have woken the whole model
         self.train()
         self.__dict__["rested"] = floor
         if floor > 0:
@@ -285,7 +285,7 @@ class Method(ABC):
         """Rewrite the network in place. `keep` holds the base values of what will move, so that the delta can be undone."""
         self.refuse(net)
         before = {id(t) for t in (*net.parameters(), *net.buffers())}
-        inserts = self.inject(net)
+        inserts = [insert.train(net.training) for insert in self.inject(net)]
         names = {n: p for n, p in net.named_parameters()}
         added = frozenset(n for n, t in net.state_dict(keep_vars=True).items() if id(t) not in before)
         live = {n for n, p in names.items() if p.is_floating_point() and not n.startswith(tuple(f"{path}." for path in net.anatomy.unused))}
@@ -454,19 +454,23 @@ class Stage:
     period: int
 
 
-class Listener(Protocol):
+class Listener:
     """Anything that acts beside the loop: evaluation, checkpoints, progress, Fisher estimates, snapshots.
 
     `state` and `restore` carry what it must remember over an interruption, as JSON.
     """
 
-    def step(self, run: Run, record: Mapping[str, float]) -> None: ...
+    def step(self, run: Run, record: Mapping[str, float]) -> None:
+        """After each optimiser step; `run.done` counts it already."""
 
-    def end(self, run: Run, stage: Stage) -> None: ...
+    def end(self, run: Run, stage: Stage) -> None:
+        """After the last step of a stage."""
 
-    def state(self) -> Mapping[str, object]: ...
+    def state(self) -> Mapping[str, Any]:
+        return {}
 
-    def restore(self, state: Mapping[str, object]) -> None: ...
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
 
 
 class Update(Protocol):
@@ -481,7 +485,12 @@ class Update(Protocol):
 
 @dataclass
 class Run:
-    """The five nouns side by side. `done` counts optimiser steps; `halt` is the reason to stop early, if any."""
+    """The five nouns side by side.
+
+    done   optimiser steps taken
+    halt   the reason to stop early, if any
+    spent  share of a budget that is not counted in steps (time), in [0, 1]
+    """
 
     net: Network
     delta: Delta
@@ -493,11 +502,17 @@ class Run:
     seed: int = 0
     done: int = 0
     halt: str = ""
+    spent: float = 0.0
     log: list[Mapping[str, float]] = field(default_factory=list)
 
     @property
     def total(self) -> int:
         return sum(stage.steps for stage in self.stream)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is behind, in [0, 1]: what schedules go by."""
+        return max(self.done / self.total, self.spent)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.delta.parameters() | {f"objective.{n}": p for n, p in self.objective.named_parameters()}

@@ -1,0 +1,1 @@
+"""Metrics, probes, and what they say about a network."""

@@ -9,6 +9,7 @@ from .full import Full
 from .head import Head
 from .layers import Layers
 from .lora import LoRA
+from .peft_bridge import Peft
 from .prefix import Prefix
 from .prompt import Prompt
 
@@ -21,4 +22,5 @@ METHODS: dict[str, type[Method]] = {
     "prefix": Prefix,
     "lora": LoRA,
     "bitfit": BitFit,
+    "peft": Peft,
 }

@@ -52,13 +52,12 @@ class Prompt(Method):
 
     @torch.no_grad()
     def rows(self, net: Network, table: nn.Embedding) -> Tensor:
-        """(length, D), fp32, as the embedding module itself would give them (Gemma scales)."""
-        if self.start == "random":
-            return torch.randn(self.length, net.anatomy.width, device=table.weight.device) * table.weight.float().std()
-        return table(torch.tensor(self.token_ids(net, table), device=table.weight.device)).float()
+        """(length, D), fp32, as the embedding module itself would give them (Gemma scales; ELECTRA's are narrower than its states)."""
+        rows = table(torch.tensor(self.token_ids(net, table), device=table.weight.device)).float()
+        return torch.randn_like(rows) * rows.std() if self.start == "random" else rows
 
     def token_ids(self, net: Network, table: nn.Embedding) -> list[int]:
-        if self.start == "vocabulary":
+        if self.start in ("vocabulary", "random"):
             return torch.randint(len(table.weight), (self.length,)).tolist()
         words = [net.token_ids(word) for word in (net.labels if self.start == "labels" else (self.text,))]
         return list(islice(cycle([i for ids in words for i in ids]), self.length))

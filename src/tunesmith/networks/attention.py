@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+
+from .dropout import dropout as drop
 
 NAME = "tunesmith"  # under which the functions are registered with transformers
 CALL_COST = 24_000  # what a further bucket costs, in cells of a score matrix; measured, see docs/LOG.md
@@ -125,6 +127,23 @@ class Room:
     prefix: Tensor | None = None
     kernel: str = "matmul"
     heard: list[tuple[Tensor, Tensor]] | None = None  # keys and values, while somebody listens
+
+    def again(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """For gradient checkpointing: nothing at the first pass; at the second, what this room holds now."""
+        return nullcontext(), self.as_of(self.layout, self.prefix)
+
+    @contextmanager
+    def as_of(self, lay: Layout | None, prefix: Tensor | None) -> Iterator[None]:
+        here = self.layout, self.prefix
+        self.layout, self.prefix = lay, prefix
+        try:
+            yield
+        finally:
+            self.layout, self.prefix = here
+
+    def __deepcopy__(self, memo: dict) -> Room:
+        """A copied network shares nothing with the last batch of the first."""
+        return Room(kernel=self.kernel)
 
 
 @dataclass(frozen=True)
@@ -282,7 +301,7 @@ def by_matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: Rules
     else:
         scores = torch.baddbmm(mask, q, k.mT, alpha=rules.scale)
     weights = scores.softmax(-1)
-    weights = F.dropout(weights, rules.dropout) if rules.dropout else weights
+    weights = drop(weights, rules.dropout) if rules.dropout else weights
     return torch.bmm(weights.to(v.dtype), v).view(rows, kv, groups * length, dim).view(rows, heads, length, dim)
 
 

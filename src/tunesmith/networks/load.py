@@ -16,6 +16,7 @@ from ..core import Batch, Ragged
 from ..errors import Refusal
 from . import attention
 from .attention import NAME, Room, Seat
+from .dropout import quicken
 from .heads import Head, Pool
 from .parts import anatomy
 from .transformer import Transformer
@@ -107,6 +108,7 @@ def load_network(
     dropout     replaces the published dropout everywhere, attention included
     """
     attention.register()
+    hf.utils.logging.disable_progress_bar()
     config = load_config(source)
     if dropout is not None:
         set_dropout(config, dropout)
@@ -177,13 +179,32 @@ def look_over(model: nn.Module, generates: bool, pool: Pool | None = None, token
     if kind == "seq2seq":
         at, trunk = f"model.{model.base_model_prefix}" if model.base_model is not model else "model", model.base_model
     parts = replace(anatomy(trunk, config, at, kind), vocabulary=output_embedding(model) if generates else None)
+    quicken(model)
     net = Transformer(model, at, parts, pool=pool or ("last" if kind == "decoder" else "mean"), room=Room(), tokenizer=tokenizer)
     net.takes_prefix = seat(net)
+    if not net.takes_prefix and config._attn_implementation == NAME:
+        config._attn_implementation = "eager"  # else it builds masks for a function that it never calls
     net.packs = net.takes_prefix and kind != "seq2seq" and runs_packed(net)
     if kind != "seq2seq":
         net.arity = block_arity(net)
         net.skips = skips_blocks(net)
+    if generates and kind != "seq2seq":
+        check_vocabulary(net)
     return net.eval()
+
+
+@torch.no_grad()
+def check_vocabulary(net: Transformer) -> None:
+    """Refuse a class whose logits are not what we make of its last states."""
+    ids = two_rows(net).take(0, 1).ragged("ids")
+    own = net.model(input_ids=ids.values[None]).logits[0].float()
+    ours = net.logits(Batch({"ids": ids, "at": Ragged(torch.arange(len(own), device=own.device), ids.lengths)}))
+    if ours.shape != own.shape or float((ours - own).abs().max()) > PACK_TOLERANCE * 30 * max(1.0, float(own.abs().max())):
+        raise Refusal(
+            f"{type(net.model).__name__} does more to its logits than its output embedding says",
+            where="model",
+            fix="another model for generate; classify, tag, score and embed work with this one",
+        )
 
 
 def output_embedding(model: nn.Module) -> str | None:
@@ -194,13 +215,18 @@ def output_embedding(model: nn.Module) -> str | None:
     return next(f"model.{n}" for n, m in model.named_modules() if m is out)
 
 
+@torch.no_grad()
 def seat(net: Transformer) -> bool:
     """Give each self-attention its seat. False where the class keeps its attention to itself."""
     if net.model.config._attn_implementation != NAME:
         return False
     for i, path in enumerate(net.anatomy.attentions):
         net.get_submodule(path).__dict__["seat"] = Seat(net.room, i)
-    return True
+    net.eval()
+    net.room.heard = []
+    net.padded(two_rows(net).take(0, 1))
+    heard, net.room.heard = net.room.heard, None
+    return 0 < len(heard) >= len(net.anatomy.attentions) / (1 + (net.anatomy.kind == "seq2seq"))  # a decoder is not run here
 
 
 def two_rows(net: Transformer) -> Batch:
@@ -216,7 +242,7 @@ def runs_packed(net: Transformer) -> bool:
     batch = two_rows(net)
     try:
         together = net.states(batch).rows()
-        alone = [net.states(Batch({"ids": Ragged(row, (len(row),))})).values for row in batch.ragged("ids").rows()]
+        alone = [net.padded(Batch({"ids": Ragged(row, (len(row),))})) for row in batch.ragged("ids").rows()]  # positions are the class's own
     except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
         return False
     scale = max(float(row.abs().max()) for row in alone)

@@ -7,6 +7,7 @@ never uses. A model outside the table gets a row by looking at it; what cannot b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -57,14 +58,22 @@ LLAMA = Row(
     "embed_tokens",
     ("norm",),
 )
+BERT_OUT = {k: v for k, v in BERT.roles.items() if v in ("out", "up", "down")}
 DEBERTA = replace(
     BERT,
     roles={
         "attention.self.query_proj": "query",
         "attention.self.key_proj": "key",
         "attention.self.value_proj": "value",
-        **{k: v for k, v in BERT.roles.items() if v in ("out", "up", "down")},
+        "attention.self.pos_query_proj": "query",
+        "attention.self.pos_key_proj": "key",
+        **BERT_OUT,
     },
+)
+MPNET = replace(
+    BERT,
+    roles={"attention.attn.q": "query", "attention.attn.k": "key", "attention.attn.v": "value", "attention.attn.o": "out", **BERT_OUT},
+    attention="attention.attn",
 )
 ATTENTION_T5 = {"q": "query", "k": "key", "v": "value", "o": "out"}
 T5_ROLES = {f"layer.0.SelfAttention.{k}": v for k, v in ATTENTION_T5.items()} | {f"layer.1.EncDecAttention.{k}": v for k, v in ATTENTION_T5.items()}
@@ -76,8 +85,9 @@ BART_ROLES = {
 }
 
 ROWS: dict[str, Row] = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "camembert", "mpnet"), BERT),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "camembert"), BERT),
     "deberta-v2": DEBERTA,
+    "mpnet": MPNET,
     "distilbert": Row(
         ("transformer.layer",),
         {
@@ -120,7 +130,8 @@ ROWS: dict[str, Row] = {
 def anatomy(trunk: nn.Module, config: PretrainedConfig, at: str, kind: str) -> Anatomy:
     """The anatomy of a trunk that lives at path `at` of the network. `kind` is encoder, decoder or seq2seq."""
     row = ROWS.get(config.model_type) or inspect_row(trunk, config)
-    lists = [trunk.get_submodule(path) for path in row.blocks if has(trunk, path) and (kind == "seq2seq" or "decoder." not in path)]
+    lone = kind != "seq2seq" and config.is_encoder_decoder  # a head on an encoder-decoder reads the encoder
+    lists = [trunk.get_submodule(path) for path in row.blocks if has(trunk, path) and not (lone and path.startswith("decoder."))]
     paths = {id(m): f"{at}.{n}" for n, m in trunk.named_modules()}
     blocks = [block for entry in lists for block in entry.children()]
     roles = {paths[id(block)]: dict(projections(block, row.roles)) for block in blocks}
@@ -130,24 +141,18 @@ def anatomy(trunk: nn.Module, config: PretrainedConfig, at: str, kind: str) -> A
         linears={f"{block}.{path}": role for block, found in roles.items() for path, role in found.items()},
         attentions=tuple(f"{block}.{row.attention}" for block in roles if row.attention),
         embedding=f"{at}.{row.embedding}",
-        tails=tuple(f"{at}.{tail}" for tail in row.tails if has(trunk, tail)),
-        unused=tuple(f"{at}.{part}" for part in unused(row, kind) if has(trunk, part)),
+        tails=tuple(f"{at}.{tail}" for tail in (t.replace("decoder.", "encoder.") if lone else t for t in row.tails) if has(trunk, tail)),
+        unused=tuple(f"{at}.{part}" for part in ((*row.unused, "decoder") if lone else row.unused) if has(trunk, part)),
         width=trunk.get_submodule(row.embedding).weight.shape[1] if config.model_type == "gpt2" else width_of(config),
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         head_dim=getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or width_of(config) // config.num_attention_heads,
-        positions=position_limit(config),
-        position_offset=config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0,
+        positions=position_limit(trunk, config),
+        position_offset=first_position(trunk),
     )
 
 
 def has(module: nn.Module, path: str) -> bool:
     return any(name == path for name, _ in module.named_modules())
-
-
-def unused(row: Row, kind: str) -> tuple[str, ...]:
-    """A head on an encoder-decoder reads the encoder; the decoder then neither runs nor trains."""
-    lone_encoder = kind == "encoder" and any(b.startswith("decoder.") for b in row.blocks)
-    return (*row.unused, "decoder") if lone_encoder else row.unused
 
 
 def projections(block: nn.Module, roles: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -162,11 +167,16 @@ def width_of(config: PretrainedConfig) -> int:
     return config.hidden_size
 
 
-def position_limit(config: PretrainedConfig) -> int | None:
+def first_position(trunk: nn.Module) -> int:
+    """RoBERTa and its kin keep a row of the position table for padding and count from behind it."""
+    tables = [m for n, m in trunk.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
+    return next((m.padding_idx + 1 for m in tables if m.padding_idx is not None), 0)
+
+
+def position_limit(trunk: nn.Module, config: PretrainedConfig) -> int | None:
     """How long a row may be, or None where positions are relative without a limit (T5)."""
     limit = getattr(config, "max_position_embeddings", None)
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return limit - offset if limit else None
+    return limit - first_position(trunk) if limit else None
 
 
 def inspect_row(trunk: nn.Module, config: PretrainedConfig) -> Row:
@@ -181,9 +191,13 @@ def inspect_row(trunk: nn.Module, config: PretrainedConfig) -> Row:
             fix=f"add a row for it to networks/parts.py; known: {', '.join(sorted(ROWS))}",
         )
     block = trunk.get_submodule(blocks[0])[0]  # type: ignore[index]
-    attention = next((n for n, m in block.named_modules() if "attn" in type(m).__name__.lower() or "attention" in type(m).__name__.lower()), "")
-    after = [n for n, m in trunk.named_children() if "norm" in n.lower() or n == "ln_f"]
-    return Row((blocks[0],), {n: role_by_name(n) for n, m in block.named_modules() if isinstance(m, nn.Linear | Conv1D)}, attention, tables[0], tuple(after))
+    roles = {n: role_by_name(n) for n, m in block.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    owners = {path.rpartition(".")[0] for path in roles}  # the module that projects is the one that attends; others wrap it
+    attention = next((n for n, m in block.named_modules() if n in owners and re.search("attn|attention", type(m).__name__.lower())), "")
+    parent = blocks[0].rpartition(".")[0]
+    beside = [".".join(filter(None, (parent, n))) for n, _ in trunk.get_submodule(parent).named_children()]
+    after = [n for n in beside[beside.index(blocks[0]) + 1 :] if "norm" in n.lower() or n.endswith("ln_f")]
+    return Row((blocks[0],), roles, attention, tables[0], tuple(after))
 
 
 def role_by_name(path: str) -> str:

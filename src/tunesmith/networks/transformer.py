@@ -56,6 +56,10 @@ class Transformer(Network):
         heard, self.room.heard = self.room.heard, None
         return torch.stack([x[0].transpose(0, 1) for pair in heard for x in pair])
 
+    def recompute(self) -> None:
+        """Forget the activations inside blocks and form them again in the backward pass (gradient checkpointing)."""
+        self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": self.room.again})
+
     # -------------------------------------------------------------------------------------------- states
 
     def states(self, batch: Batch) -> Ragged:
@@ -117,13 +121,14 @@ class Transformer(Network):
         cut = lambda x: fill(order(x)[bucket.start : bucket.stop], bucket)  # noqa: E731
         ids, mask = cut(batch["ids"]), fill(torch.ones(bucket.stop - bucket.start, dtype=torch.long, device=self.device), bucket)
         inputs: dict[str, Tensor] = {"input_ids": ids}
-        if "types" in batch:
-            inputs |= self.only(token_type_ids=cut(batch["types"]))
+        types = cut(batch["types"]) if "types" in batch else None
         if prompt is not None:
             rows = prompt.expand(bucket.rows, -1, -1)
             table = self.get_submodule(self.anatomy.embedding)(ids)
             inputs = {"inputs_embeds": torch.cat([rows.to(table.dtype), table], 1)}
+            types = None if types is None else torch.cat([types.new_zeros(rows.shape[:2]), types], 1)
             mask = torch.cat([mask.new_ones(rows.shape[:2]), mask], 1)
+        inputs |= {} if types is None else self.only(token_type_ids=types)
         with self.from_floor(batch, cut):
             out = self.encoder()(**inputs, attention_mask=mask, **self.only(use_cache=False)).last_hidden_state
         out = out[:, len(prompt) if prompt is not None else 0 :].flatten(0, 1)
@@ -136,10 +141,11 @@ class Transformer(Network):
     # -------------------------------------------------------------------------------------------- the cached trunk
 
     def from_floor(self, batch: Batch, shape) -> AbstractContextManager:
-        if "trunk" not in batch:
+        floor = int(batch["floor"][0]) if "trunk" in batch else 0
+        if not floor:
             return nullcontext()
         blocks = [self.get_submodule(path) for path in self.anatomy.blocks]
-        return starting_at(blocks, int(batch["floor"][0]), shape(batch["trunk"]), self.arity)
+        return starting_at(blocks, floor, shape(batch["trunk"]), self.arity)
 
     @torch.no_grad()
     def trunk_states(self, batch: Batch, floor: int) -> Ragged:
@@ -163,15 +169,20 @@ class Transformer(Network):
         if batch.task in self.heads:
             head = self.heads[batch.task]
             return head(self.states(batch).values[batch.labelled()]) if "at" in batch else head(self.pooled(batch))
-        weight, bias, cap = self.vocabulary()
-        return logits_of(self.states(batch).values[batch.labelled()], weight, bias, cap)
+        return logits_of(self.voiced(batch), *self.vocabulary())
 
     def label_logp(self, batch: Batch) -> Tensor:
         if self.anatomy.kind == "seq2seq":
             return self.target_logp(batch)
-        h = self.states(batch).values[batch.labelled()]
+        h = self.voiced(batch)
         weight, bias, cap = self.vocabulary()
         return label_logp(h.to(self.compute) if h.device.type == "cpu" or self.compute is not torch.float32 else h, weight, bias, batch["label"], cap)
+
+    def voiced(self, batch: Batch) -> Tensor:
+        """(M, D): the states that the output embedding reads; Granite and Cohere scale its logits."""
+        config, h = self.model.config, self.states(batch).values[batch.labelled()]
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        return h if scale == 1 else h * scale
 
     def vocabulary(self) -> tuple[Tensor, Tensor | None, float | None]:
         """The output embedding: weight (V, D), bias, and the soft cap on the logits (Gemma 2)."""

@@ -17,10 +17,10 @@ class LabelLogp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor, cap: float | None):
+    def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor, cap: float | None, learns: bool):
         step = max(1, CHUNK // len(weight))
         logp = h.new_empty(len(h), dtype=torch.float32)
-        kept = [] if len(h) * len(weight) <= KEEP and any(ctx.needs_input_grad) else None
+        kept = [] if len(h) * len(weight) <= KEEP and learns else None
         for rows in torch.arange(len(h), device=h.device).split(step):
             logits = logits_of(h[rows], weight, bias, cap)
             chosen = logits.gather(-1, label[rows, None])[:, 0]
@@ -46,7 +46,7 @@ class LabelLogp(torch.autograd.Function):
                 dw += d.mT @ h[rows].to(d.dtype)
             if db is not None:
                 db += d.sum(0)
-        return dh, dw if dw is None else dw.to(weight.dtype), db if bias is None or db is None else db.to(bias.dtype), None, None
+        return dh, dw if dw is None else dw.to(weight.dtype), db if bias is None or db is None else db.to(bias.dtype), None, None, None
 
 
 def logits_of(h: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
@@ -73,4 +73,4 @@ def d_logits(p: Tensor, label: Tensor, grad: Tensor, cap: float | None, h: Tenso
 
 def label_logp(h: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor, cap: float | None = None) -> Tensor:
     """(M,) fp32; see LabelLogp."""
-    return LabelLogp.apply(h, weight, bias, label, cap)  # type: ignore[return-value]
+    return LabelLogp.apply(h, weight, bias, label, cap, torch.is_grad_enabled())  # type: ignore[return-value]

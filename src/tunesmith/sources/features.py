@@ -28,7 +28,7 @@ class Features:
 
     @property
     def gives(self) -> frozenset[str]:
-        return self.table.gives | {"pooled" if self.pooled else "trunk", "floor"}
+        return self.table.gives | ({"pooled"} if self.pooled else {"trunk", "floor"})
 
     @property
     def period(self) -> int:

@@ -51,7 +51,7 @@ class Descend:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(params, self.clip or math.inf)
         values = {k: float(v) for k, v in record.items()} | {"norm": float(norm)}
-        rate = self.rate * self.factor(run.done, run.total)
+        rate = self.rate * self.factor(run.progress, 1 / run.total)
         self.guard(run, values, rate, micro)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["pace"]
@@ -59,12 +59,11 @@ class Descend:
         optimizer.zero_grad(set_to_none=True)
         return {"loss": sum(values[k] for k in record), **values, "rate": rate, "tokens": sum(len(b["ids"]) for b in micro), "rows": sum(len(b) for b in micro)}
 
-    def factor(self, done: int, total: int) -> float:
-        """Of the peak rate, at this step."""
-        rise = math.ceil(self.warmup * total)
-        if done < rise:
-            return (done + 1) / rise
-        left = (total - done) / max(1, total - rise)
+    def factor(self, progress: float, step: float) -> float:
+        """Of the peak rate, at this share of the run; `step` is what one more step adds to it."""
+        if progress < self.warmup:
+            return min(1.0, (progress + step) / self.warmup)
+        left = (1 - progress) / max(step, 1 - self.warmup)
         return {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[self.schedule]
 
     def guard(self, run: Run, values: Mapping[str, float], rate: float, micro: Sequence[Batch]) -> None:

@@ -45,7 +45,7 @@ def _refuse_doubled(names: list[str], shown: str) -> None:
 
 def _numbered(rows: list[dict[str, Any]], shown: str, kind: str, notes: list[str]) -> Records:
     if not rows:
-        raise Refusal("0 rows", where=shown)
+        raise Refusal("0 rows", where=shown, fix="name another file or split")
     for number, row in enumerate(rows, 1):
         if too_big("".join(_texts(row))):
             raise Refusal("a row of over 1 MB", where=f"{shown} record {number}", fix="split it")
@@ -64,8 +64,8 @@ def is_hub_name(name: str) -> bool:
     return bool(_HUB_NAME.fullmatch(name)) and not name.startswith(".")
 
 
-def read_hub(name: str, split: str, key: str) -> Records:
-    """A split of a data set on the Hub, `name` or `name:config`. Class numbers become their names."""
+def read_hub(name: str, split: str, key: str, near: list[str]) -> Records:
+    """A split of the Hub's data set `name` or `name:config`; class numbers become their names. `near`: files that may have been meant."""
     try:
         import datasets
     except ImportError:
@@ -76,14 +76,16 @@ def read_hub(name: str, split: str, key: str) -> Records:
         with _offline_if_unreachable():
             table = datasets.load_dataset(place, config or None, split=split)
     except Exception as fault:  # the library raises nearly every type; what the user can mend is in the first line
-        raise _unavailable(name, key, fault) from fault
+        raise _unavailable(name, key, fault, near) from fault
     rows = [_with_names(dict(row), getattr(table, "features", None) or {}) for row in table]
     return _numbered(rows, name, "hub", [f"{counted(len(rows), 'row')} of the split `{split}` of the Hub's {name}"])
 
 
-def _unavailable(name: str, key: str, fault: Exception) -> Refusal:
+def _unavailable(name: str, key: str, fault: Exception, near: list[str]) -> Refusal:
     reason = str(fault).strip().split("\n")[0][:200] or type(fault).__name__
-    if "401" in reason or "403" in reason or "gated" in reason.lower():
+    if near:
+        fix = f"did you mean {', '.join(near)}?"
+    elif "401" in reason or "403" in reason or "gated" in reason.lower():
         fix = "ask for access on the data set's page, then `hf auth login`"
     elif isinstance(fault, ValueError):
         fix = "`name:config` picks a configuration, `split:` a split"

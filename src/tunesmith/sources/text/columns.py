@@ -103,7 +103,7 @@ class Columns:
 
     def listed(self) -> str:
         more = f" and {len(self.found) - 12} more" if len(self.found) > 12 else ""
-        return ", ".join(quoted(name, 30) for name in self.found[:12]) + more
+        return ", ".join(quoted(name, 30) for name in self.found[:12]) + more or "no column"
 
     def has(self, name: str) -> str | None:
         """The column that goes by this name, written in any case."""

@@ -62,10 +62,11 @@ def _check(document: Document, number: int, line: str, cells: list[str], width: 
     if len(cells) < 2:
         raise Refusal(f"a token without a tag: {quoted(line)}", where=f"{where}:{len(line) + 1}", fix="write `token<tab>tag`")
     if not cells[0].strip() or not cells[-1].strip():
-        raise Refusal("an empty token or tag", where=f"{where}:1", why=f"the line reads {quoted(line)}")
+        raise Refusal(f"an empty token or tag in {quoted(line)}", where=f"{where}:1", fix="mend the line, or delete it")
     if width and len(cells) != width:
         what = f"{counted(len(cells), 'column')} where the lines before have {width}"
-        raise Refusal(what, where=f"{where}:{len(line) + 1}", why=f"the line reads {quoted(line)}")
+        why = f"the line reads {quoted(line)}"
+        raise Refusal(what, where=f"{where}:{len(line) + 1}", why=why, fix="write the same columns on each line, the tag last")
 
 
 def _plain_characters(rows: list[dict[str, list[str]]], notes: list[str]) -> list[dict[str, list[str]]]:

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 from tunesmith.errors import Refusal
-from tunesmith.sources.text.records import Document
+from tunesmith.sources.text.records import Document, quoted
 
 MAX_UNPACKED = 2 << 30
 _BLOCK = 1 << 20
@@ -32,12 +32,12 @@ def load(file: Path, shown: str, key: str) -> bytes:
     """The bytes of a file, unpacked if it is gzip. Refuses an unreadable, damaged or too large one."""
     try:
         if not file.is_file():
-            raise Refusal(f"{shown} is neither a file nor a folder", where=key)
+            raise Refusal(f"{quoted(shown)} is neither a file nor a folder", where=key, fix="give the path of a file")
         with file.open("rb") as stream:
             packed = stream.read(2) == b"\x1f\x8b"
         return _unpack(file, shown) if packed else file.read_bytes()
     except OSError as fault:
-        raise Refusal(f"cannot be read: {fault.strerror or fault}", where=shown) from fault
+        raise Refusal(f"cannot be read: {fault.strerror or fault}", where=shown, fix="check the path and its permissions") from fault
 
 
 def _unpack(file: Path, shown: str) -> bytes:
@@ -59,20 +59,25 @@ def decode(data: bytes, shown: str, suffix: str, key: str, encoding: str | None)
     for magic, name in _BINARY.items():
         if data.startswith(magic):
             raise Refusal(f"is {name}, not text", where=shown, fix="unpack or export it to CSV, JSON lines or Parquet first")
-    text = _with(encoding, data, shown, key) if encoding else _utf8(data, shown, key)
+    text = (_with(encoding, data, shown, key) if encoding else _utf8(data, shown, key)).removeprefix("\ufeff")
     if "\n" not in text and "\r" in text:  # line ends of the first Macintoshes
         text = text.replace("\r", "\n")
     document = Document(shown, text, suffix, key)
     if (spot := text.find("\0")) >= 0:
-        raise document.refuse(spot, "a NUL character", why="text files hold none: the file is damaged, binary, or in another encoding")
+        raise document.refuse(
+            spot,
+            "a NUL character",
+            why="text files hold none: the file is damaged, binary, or in another encoding",
+            fix="delete the character",
+        )
     if not text.strip():
-        raise Refusal("0 rows: the file is empty", where=shown)
+        raise Refusal("0 rows: the file is empty", where=shown, fix="write rows into it, or name another file")
     return document
 
 
 def _utf8(data: bytes, shown: str, key: str) -> str:
     if wide := _utf16(data):
-        raise _wrong(data, 0, f"the text looks like {wide}", wide, shown, key)
+        raise Refusal(f"the text is not UTF-8 but looks like {wide}", where=f"{shown}:1:1", fix=_offer(wide, key))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
@@ -89,7 +94,7 @@ def _with(encoding: str, data: bytes, shown: str, key: str) -> str:
         raise Refusal(what, where=_place(data, fault.start, shown), fix=_offer(_guess(data)[1], key)) from None
     except (LookupError, ValueError):
         names = "utf-8, utf-16, gb18030, big5, shift_jis, latin-1, cp1252"
-        raise Refusal(f"no encoding is named `{encoding}`", where=f"{key.split('.')[0]}.encoding", fix=f"one of {names}") from None
+        raise Refusal(f"no encoding is named {quoted(encoding)}", where=f"{key.split('.')[0]}.encoding", fix=f"one of {names}") from None
 
 
 def _utf16(data: bytes) -> str:
@@ -106,7 +111,7 @@ def _guess(data: bytes) -> tuple[str, str]:
     """(why, encoding) for bytes that are not UTF-8; the encoding is "" where none is worth offering."""
     head = data[: data.rfind(b"\n", 0, _SAMPLE) + 1] or data[:_SAMPLE]
     foreign = [c for c in head.decode("utf-8", "replace") if c > "\x7f"]
-    if foreign.count("\ufffd") < 0.1 * len(foreign) or not foreign:
+    if foreign.count("\ufffd") < 0.5 * len(foreign) or not foreign:
         return "the rest is valid UTF-8, so these bytes are damaged or two encodings are mixed", ""
     name = max(("gb18030", "big5"), key=lambda name: _chinese(head, name))
     if _chinese(head, name) > 0.1:

@@ -105,7 +105,7 @@ def _token_flaw(token: str, offset: int, keys: set[str] | None) -> Flaw | None:
     if "\0" in word or _LONE.search(word):
         spot = _SUSPECT.search(token)
         name = "a NUL character" if "\0" in word else "half of a surrogate pair, which is no character,"
-        return Flaw(offset + (spot.start() if spot else 0), f"{name} in a string")
+        return Flaw(offset + (spot.start() if spot else 0), f"{name} in a string", "write the character itself")
     if keys is not None and word in keys:
         return Flaw(offset, f"the key {quoted(word)} stands twice in one object", "keep one of them")
     if keys is not None:
@@ -128,7 +128,8 @@ def _explained(text: str, fault: json.JSONDecodeError) -> Flaw:
 
 
 def _plain_words(message: str, before: str, ended: bool) -> tuple[str, str]:
-    after = f" after {quoted(before)}" if before else ""
+    near = before.split("\n")[-1]
+    after = f" after {quoted(near)}" if near else ""
     if message.startswith("Unterminated"):
         return "a string that starts here is not closed", 'close it with "; a line break inside a string is written \\n'
     if message.startswith("Invalid control"):
@@ -187,10 +188,9 @@ def read_lines(document: Document) -> Records:
 def _bad_line(document: Document, lines: list[str], number: int, flaw: Flaw) -> Refusal:
     ahead = [line for line in lines[number - 1 : number - 1 + CHECKED] if line.strip()]
     bad = sum(map(_is_bad, ahead))
-    why = f"the line reads {quoted(lines[number - 1].strip())}; {bad:,} of the {counted(len(ahead), 'line')} checked from here on"
-    return Refusal(
-        flaw.what, where=f"{document.path}:{number}:{flaw.offset + 1}", why=f"{why} {'is' if bad == 1 else 'are'} bad", fix=flaw.fix
-    )
+    why = f"the line reads {quoted(lines[number - 1].strip())}; {bad:,} bad of {counted(len(ahead), 'line')} checked from here on"
+    where = f"{document.path}:{number}:{flaw.offset + 1}"
+    return Refusal(flaw.what, where=where, why=why, fix=flaw.fix or "mend the line, or delete it")
 
 
 def _is_bad(line: str) -> bool:
@@ -212,7 +212,7 @@ def read_whole(document: Document, split: str, header: bool | None) -> Records:
             _end(document.text, end)
             rows, notes = _choose(value, split, header, document)
     except Flaw as flaw:
-        raise document.refuse(flaw.offset, flaw.what, fix=flaw.fix) from None
+        raise document.refuse(flaw.offset, flaw.what, fix=flaw.fix or "mend the file at this place") from None
     return Records(rows, list(range(1, len(rows) + 1)), document.path, "json", notes)
 
 
@@ -247,8 +247,9 @@ def _choose(value: Any, split: str, header: bool | None, document: Document) -> 
     if not isinstance(value, dict):
         raise Flaw(0, f"expected an array of objects, found {quoted(value, 20)}")
     arrays = {k: v for k, v in value.items() if isinstance(v, list) and v and isinstance(v[0], (dict, list))}
+    objects = any(isinstance(v[0], dict) for v in arrays.values())
     lengths = {len(v) if isinstance(v, list) else -1 for v in value.values()}
-    if len(lengths) == 1 and not lengths & {-1, 0} and split not in arrays and not (arrays and len(value) == 1):
+    if len(lengths) == 1 and not lengths & {-1, 0} and split not in arrays and not objects and not (arrays and len(value) == 1):
         return [dict(zip(value, cells)) for cells in zip(*value.values())], ["the file holds parallel columns"]
     if split not in arrays and len(arrays) != 1:
         found = ", ".join(quoted(k, 30) for k in list(value)[:6])

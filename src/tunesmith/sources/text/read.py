@@ -8,7 +8,7 @@ from pathlib import Path
 from tunesmith.errors import Refusal
 from tunesmith.sources.text import arrow, conll, json_text, tables
 from tunesmith.sources.text.decoding import decode, load
-from tunesmith.sources.text.records import Document, Records
+from tunesmith.sources.text.records import Document, Records, quoted
 
 __all__ = ["Records", "read"]
 
@@ -40,7 +40,7 @@ def read(
     shown, file = str(path), Path(path).expanduser()
     if not _exists(file, shown, where_key):
         if isinstance(path, str) and not _looks_like_path(shown):
-            return arrow.read_hub(shown, split, where_key)
+            return arrow.read_hub(shown, split, where_key, _near(file))
         raise _missing(file, shown, where_key)
     if file.is_dir():
         raise _folder(file, shown, where_key)
@@ -50,7 +50,7 @@ def read(
         return arrow.read_parquet(data, shown)
     records = _parse(decode(data, shown, suffix, where_key, encoding), delimiter, header, split)
     if not records.rows:
-        raise Refusal("0 rows", where=shown)
+        raise Refusal("0 rows", where=shown, fix="write rows into it, or name another file")
     return records
 
 
@@ -88,11 +88,12 @@ def _is_json(text: str) -> bool:
 
 def _exists(file: Path, shown: str, key: str) -> bool:
     if "://" in shown:
-        raise Refusal(f"{shown} is a web address", where=key, fix="download the file and give its path")
+        raise Refusal(f"{quoted(shown)} is a web address", where=key, fix="download the file and give its path")
     try:
         return bool(shown.strip()) and file.exists()
     except (OSError, ValueError) as fault:
-        raise Refusal(f"{shown[:80]!r} cannot be opened: {fault}", where=key) from fault
+        reason = getattr(fault, "strerror", None) or str(fault)[:80]
+        raise Refusal(f"{quoted(shown)} cannot be opened", where=key, why=reason, fix="check the path") from fault
 
 
 def _looks_like_path(name: str) -> bool:
@@ -100,17 +101,20 @@ def _looks_like_path(name: str) -> bool:
     return known or name.startswith((".", "/", "~")) or not arrow.is_hub_name(name)
 
 
+def _near(file: Path) -> list[str]:
+    """Files of the same folder with a like name."""
+    names = [f.name for f in file.parent.iterdir()] if file.parent.is_dir() else []
+    return [str(file.parent / name) for name in difflib.get_close_matches(file.name, names, 3, 0.6)]
+
+
 def _missing(file: Path, shown: str, key: str) -> Refusal:
-    folder = file.parent
-    names = [f.name for f in folder.iterdir()] if folder.is_dir() else []
-    near = difflib.get_close_matches(file.name, names, 3, 0.6)
-    why = f"the folder {folder} does not exist" if not folder.is_dir() else f"in {folder} there is {', '.join(near)}" if near else ""
-    return Refusal(
-        f"there is no file {shown or '(empty path)'}", where=key, why=why, fix=f"{folder / near[0]}" if near else "check the path"
-    )
+    near = _near(file)
+    why = "" if file.parent.is_dir() else f"the folder {quoted(str(file.parent))} does not exist"
+    fix = f"did you mean {', '.join(near)}?" if near else "check the path"
+    return Refusal(f"there is no file {quoted(shown)}", where=key, why=why, fix=fix)
 
 
 def _folder(file: Path, shown: str, key: str) -> Refusal:
     files = sorted(f.name for f in file.iterdir() if f.suffix.lower() in _READABLE)
     fix = f"give one file, such as {file / files[0]}" if files else "give a file"
-    return Refusal(f"{shown} is a folder", where=key, why=f"it holds {', '.join(files[:5])}" if files else "", fix=fix)
+    return Refusal(f"{quoted(shown)} is a folder", where=key, why=f"it holds {', '.join(files[:5])}" if files else "", fix=fix)

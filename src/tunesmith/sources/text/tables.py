@@ -120,7 +120,7 @@ def _checked(document: Document, delimiter: str, quoting: Quoting) -> list[Row]:
             raise _huge(document, line)
         table.append((line, cells))
     if not table:
-        raise Refusal("0 rows: the file is empty", where=document.path)
+        raise Refusal("0 rows: every line is blank", where=document.path, fix="write rows into it, or name another file")
     return table
 
 
@@ -162,7 +162,7 @@ def _explained(document: Document, delimiter: str, line: int, fault: str) -> Ref
         if closed is None or closed < 0:
             break
     else:
-        return document.refuse(start, fault)
+        return document.refuse(start, fault, fix="mend the row, or delete it")
     if closed is None:
         return document.refuse(
             offset, "a quote that opens here is not closed", fix='close it, and write "" for a quote inside a quoted cell'
@@ -172,7 +172,10 @@ def _explained(document: Document, delimiter: str, line: int, fault: str) -> Ref
 
 
 def _cells(text: str, at: int, delimiter: str) -> Iterator[tuple[int, int | None]]:
-    """(start, end) of each cell from an offset to the end of its row. end: None for a quote not closed, -end for text after the quotes."""
+    """(start, end) of each cell from an offset to the end of its row.
+
+    end is None for a quote that is not closed, and negative, -end, where text follows the closing quote.
+    """
     closing = re.compile(r'"[^"]*(?:""[^"]*)*"')
     ending = re.compile(f"[{re.escape(delimiter)}\r\n]|$")
     while True:
@@ -195,8 +198,9 @@ def _ragged(document: Document, delimiter: str, row: Row, width: int, ahead: Ite
     places = [at for at, _ in _cells(document.text, start, delimiter)]
     end = document.text.find("\n", start)
     offset = places[width] if width < len(places) else (len(document.text) if end < 0 else end)
-    bad = 1 + sum(len(c) != width for _, c in _tolerant(ahead))
-    why = f"the row reads {quoted(document.text[start : start + 61].split(chr(10))[0])}; {bad:,} of the next {CHECKED:,} rows are so"
+    rest = [len(c) != width for _, c in _tolerant(ahead)]
+    shown = quoted(document.text[start : start + 61].split("\n")[0])
+    why = f"the row reads {shown}; {1 + sum(rest):,} such of {counted(1 + len(rest), 'row')} checked from here on"
     fix = f"put a text that contains {_name(delimiter)} between double quotes, or set `delimiter:`"
     return document.refuse(offset, f"{counted(len(cells), 'column')} where the first row has {width}", why=why, fix=fix)
 
@@ -238,9 +242,9 @@ def _refuse_one_column(document: Document, name: str, delimiter: str) -> None:
 
 
 def is_labelled(document: Document) -> bool:
-    """Whether each line is `COARSE:fine text`, as in the TREC questions."""
+    """Whether nearly each line is `COARSE:fine text`, as in the TREC questions."""
     lines = [line for line in document.text[:20_000].split("\n")[:-1] if line.strip()][:100]
-    return bool(lines) and all(map(_LABELLED.fullmatch, (line.rstrip("\r") for line in lines)))
+    return sum(bool(_LABELLED.fullmatch(line.rstrip("\r"))) for line in lines) > 0.9 * len(lines) > 0
 
 
 def read_labelled(document: Document) -> Records:
@@ -252,8 +256,7 @@ def read_labelled(document: Document) -> Records:
             rows.append({f"column{i}": part for i, part in enumerate(match.groups(), 1)})
             numbers.append(number)
         elif line.strip():
-            raise Refusal(
-                "expected `COARSE:fine text`, as on the lines before", where=f"{document.path}:{number}", why=f"it reads {quoted(line)}"
-            )
+            what = f"{quoted(line)} is not `COARSE:fine text` as nearly all lines are"
+            raise Refusal(what, where=f"{document.path}:{number}:1", fix="mend the line, or delete it")
     note = "each line is `COARSE:fine text`: column1 is the coarse label, column2 the fine one, column3 the text"
     return Records(rows, numbers, document.path, "text", [note])

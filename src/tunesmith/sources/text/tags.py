@@ -13,7 +13,7 @@ from typing import Any
 
 from tunesmith.sources.text.cells import BadRow, kind, present, text
 from tunesmith.sources.text.examples import Tagged
-from tunesmith.sources.text.records import quoted
+from tunesmith.sources.text.records import counted, quoted
 
 Span = tuple[int, int, str]
 
@@ -54,7 +54,7 @@ def from_spans(whole: str, spans: list[Span], row: int) -> Tagged:
             how = "cross" if b[1] > a[1] and b[0] > a[0] else "overlap"
             raise BadRow(f"two spans {how}", f"{a[0]}..{a[1]} and {b[0]}..{b[1]}", "BIO tags hold one layer: keep one of the two")
     places = cut(whole, [edge for start, end, _ in spans for edge in (start, end)])
-    follows = [(b[0] > a[1]) for a, b in pairwise(places)] + [False]
+    follows = [b[0] > a[1] for a, b in pairwise([*places, *places[-1:]])]
     return Tagged(tuple(whole[a:b] for a, b in places), _spread(places, spans), tuple(follows), row)
 
 
@@ -140,7 +140,7 @@ def scheme(tags: set[str]) -> str:
 def from_words(tokens: list[Any], tags: list[Any], style: str, mend: Callable[[], None] | None, row: int) -> Tagged:
     """Checked words and tags. `mend`: called once for each I- without a B- that is repaired; None: such a row is refused."""
     if len(tokens) != len(tags):
-        raise BadRow("tokens and tags differ in number", f"{len(tokens)} tokens, {len(tags)} tags")
+        raise BadRow("tokens and tags differ in number", f"{counted(len(tokens), 'token')}, {counted(len(tags), 'tag')}")
     if not tokens:
         raise BadRow("there are no tokens")
     for token in tokens:

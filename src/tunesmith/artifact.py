@@ -1,0 +1,276 @@
+"""What a run leaves behind: the delta, the head, the tokenizer, and all it takes to rebuild the tuned network. Checked after writing.
+
+    artifact/  tunesmith.json            model, task and labels, method, head, how texts are read
+               adapter_model.safetensors + adapter_config.json    lora, prompt, prefix: peft's format
+               delta.safetensors         everything else that moved: heads, biases, blocks ...
+               tokenizer files
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from .checkpoint import owned, write_file
+from .core import Batch, Delta, Method, Ragged
+from .errors import Refusal, Storage
+from .methods import METHODS
+from .networks.decode import Sampling, generate
+from .networks.load import HeadSpec, Origin, add_head, load_network, load_tokenizer, origin
+from .networks.precision import DTYPES
+from .networks.transformer import Transformer
+from .peft_format import from_peft, to_peft
+from .recipe import build, without_kind
+from .sources.table import Table
+from .sources.text.encode import Reader, Task
+from .sources.text.examples import Classified, Dialogue, Plain, Scored, Tagged, Turn
+from .sources.text.tags import cut
+from .sources.text.template import Template
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """tunesmith.json. Enough, with the base model, to rebuild the tuned network."""
+
+    model: Mapping[str, Any]
+    task: Mapping[str, Any]
+    method: Mapping[str, Any]
+    head: Mapping[str, Any]
+    pool: str
+    reader: Mapping[str, Any]
+    dtype: str
+    kernel: str
+    format: int = FORMAT
+
+
+def save_artifact(folder: Path, net: Transformer, delta: Delta, method: Method, about: Description, tokenizer: Any) -> int:
+    """Write, read back, compare. Returns the bytes of the tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state, adapter = delta.state_dict(), to_peft(method, delta, about.model["name"])
+    files: dict[str, bytes] = {}
+    if adapter:
+        files["adapter_model.safetensors"] = save(owned(adapter.tensors), {"format": "pt"})
+        files["adapter_config.json"] = json.dumps(adapter.config, indent=2).encode()
+    rest = {n: t for n, t in state.items() if not adapter or n not in adapter.ours}
+    if rest:
+        files["delta.safetensors"] = save(owned(rest), {"format": "pt"})
+    files["tunesmith.json"] = json.dumps(asdict(about), indent=2, ensure_ascii=False).encode()
+    for name, data in files.items():
+        write_file(folder / name, data)
+    tokenizer.save_pretrained(folder)
+    verify(folder, net, delta, method)
+    return sum(len(d) for n, d in files.items() if n.endswith(".safetensors"))
+
+
+def verify(folder: Path, net: Transformer, delta: Delta, method: Method) -> None:
+    """What was written is what is in memory, bit for bit."""
+    here, there = delta.state_dict(), stored(folder, net, method)
+    wrong = [n for n in here if n not in there or not torch.equal(here[n].cpu(), there[n].to(here[n].dtype))]
+    if wrong or set(there) - set(here):
+        raise Storage(f"the artifact in {folder} is not what was trained", why=f"first difference: {(wrong or sorted(set(there) - set(here)))[0]}", fix="check the disk, and run again")
+
+
+def stored(folder: Path, net: Transformer, method: Method) -> dict[str, torch.Tensor]:
+    """The delta's state from its files."""
+    state: dict[str, torch.Tensor] = {}
+    if (folder / "adapter_model.safetensors").exists():
+        state |= from_peft(method, net, load_file(folder / "adapter_model.safetensors"))
+    if (folder / "delta.safetensors").exists():
+        state |= load_file(folder / "delta.safetensors")
+    return state
+
+
+def describe(folder: Path) -> Description:
+    """Raises Refusal where the folder holds no artifact, or one of a later version."""
+    folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
+    try:
+        about = json.loads((folder / "tunesmith.json").read_text())
+    except (OSError, ValueError) as e:
+        raise Refusal(f"{folder} holds no Tunesmith artifact", why="tunesmith.json is missing or unreadable", fix="give the folder of a finished run") from e
+    if about.get("format") != FORMAT:
+        raise Refusal(f"{folder} was written in format {about.get('format')}, this version reads {FORMAT}", fix="pip install --upgrade tunesmith")
+    return Description(**about)
+
+
+@dataclass
+class Tuned:
+    """A tuned network that can be asked. `predict` takes what the task takes."""
+
+    net: Transformer
+    delta: Delta
+    method: Method
+    about: Description
+    task: Task
+    reader: Reader
+
+    def predict(self, texts: Sequence[Any], *, sampling: Sampling | None = None, batch: int = 8192) -> list[dict[str, Any]]:
+        """One record a text: a string, a [text, pair] for pair tasks, or a list of messages for generate."""
+        return PREDICT[self.task.kind](self, texts, sampling or Sampling(), batch)
+
+    def _repr_html_(self) -> str:
+        return f"<b>{self.about.model['name']}</b>, {self.about.method['kind']}, {self.task.name} {list(self.task.labels)[:12]}"
+
+
+def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> Tuned:
+    """The tuned network of a run's folder, at rest. `quantised=False` loads a full-precision base under a delta that was trained on 4 bits."""
+    folder = Path(folder)
+    about = describe(folder)
+    folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
+    task = Task(**{**about.task, "labels": tuple(about.task["labels"])})
+    source = origin(about.model["name"], about.model["revision"], about.model["bits"] if quantised else None)
+    tokenizer = load_tokenizer(Origin(str(folder), str(folder)))
+    net = load_network(source, generates=task.kind == "generate", pool=about.pool, device=device, tokenizer=tokenizer)  # type: ignore[arg-type]
+    net.labels = task.labels
+    if task.outputs:
+        add_head(net, task.name, HeadSpec(task.outputs, **about.head), 0)
+    method = build(METHODS[about.method["kind"]], without_kind(about.method), "method", None)
+    delta = method.attach(net, keep=False)
+    delta.load_state_dict(stored(folder, net, method))
+    net.compute, net.room.kernel = DTYPES[about.dtype], about.kernel
+    delta.cast(net.compute)
+    return Tuned(net.eval(), delta, method, about, task, Reader(tokenizer, **about.reader))
+
+
+# ------------------------------------------------------------------------------------------------ predicting
+
+
+def classified(texts: Sequence[Any]) -> list[Classified]:
+    return [Classified(t, None, (), i) if isinstance(t, str) else Classified(t[0], t[1], (), i) for i, t in enumerate(texts)]
+
+
+@torch.no_grad()
+def outputs(tuned: Tuned, texts: Sequence[Any], batch: int) -> list[torch.Tensor]:
+    """(C,) a text, in order."""
+    rows = [Scored(e.text, e.pair, 0.0, e.row) for e in classified(texts)]
+    table = Table(tuned.reader.encode(rows, Task("score", "score")).columns, tuned.task.name, device=tuned.net.device)
+    found: dict[int, torch.Tensor] = {}
+    for b in table.once(batch):
+        found |= zip(b["row"].tolist(), tuned.net.logits(b).float().cpu(), strict=True)
+    return [found[i] for i in range(len(texts))]
+
+
+def predict_single(tuned: Tuned, texts: Sequence[Any], sampling: Sampling, batch: int) -> list[dict[str, Any]]:
+    share = [row.softmax(-1) for row in outputs(tuned, texts, batch)]
+    return [{"label": tuned.task.labels[int(p.argmax())], "probability": round(float(p.max()), 4)} for p in share]
+
+
+def predict_multi(tuned: Tuned, texts: Sequence[Any], sampling: Sampling, batch: int) -> list[dict[str, Any]]:
+    share = [row.sigmoid() for row in outputs(tuned, texts, batch)]
+    return [{"labels": [n for n, v in zip(tuned.task.labels, p.tolist(), strict=True) if v > 0.5]} for p in share]
+
+
+def predict_score(tuned: Tuned, texts: Sequence[Any], sampling: Sampling, batch: int) -> list[dict[str, Any]]:
+    return [{"score": float(row[0])} for row in outputs(tuned, texts, batch)]
+
+
+@torch.no_grad()
+def predict_tags(tuned: Tuned, texts: Sequence[str], sampling: Sampling, batch: int) -> list[dict[str, Any]]:
+    """Entities with character offsets into the text."""
+    places = [cut(t) for t in texts]
+    rows = [words(t, p, i) for i, (t, p) in enumerate(zip(texts, places, strict=True))]
+    encoded = tuned.reader.encode(rows, tuned.task)
+    table = Table(encoded.columns, tuned.task.name, device=tuned.net.device)
+    found: list[dict[str, Any]] = [{"entities": []} for _ in texts]
+    for b in table.once(batch):
+        parts = tuned.net.logits(b).argmax(-1).split(list(b.ragged("at").lengths))
+        for row, labels, at in zip(b["row"].tolist(), parts, b.ragged("word").rows(), strict=True):
+            i = encoded.kept[row].row
+            tags = {w: tuned.task.labels[k] for w, k in zip(at.tolist(), labels.tolist(), strict=True)}
+            found[i] = {"entities": entities(texts[i], places[i], tags)}
+    return found
+
+
+def words(text: str, places: Sequence[tuple[int, int]], row: int) -> Tagged:
+    spaces = [i + 1 < len(places) and places[i + 1][0] > end for i, (_, end) in enumerate(places)]
+    return Tagged(tuple(text[a:b] for a, b in places), ("O",) * len(places), tuple(spaces), row)
+
+
+def entities(text: str, places: Sequence[tuple[int, int]], tags: Mapping[int, str]) -> list[dict[str, Any]]:
+    from .evaluate.metrics import spans
+
+    row = [tags.get(i, "O") for i in range(len(places))]
+    return [{"label": kind, "start": places[a][0], "end": places[b - 1][1], "text": text[places[a][0] : places[b - 1][1]]} for kind, a, b in spans(row)]
+
+
+def predict_text(tuned: Tuned, texts: Sequence[Any], sampling: Sampling, batch: int) -> list[dict[str, Any]]:
+    return [{"text": t} for t in write(tuned.net, tuned.reader, [turns(t) for t in texts], sampling)]
+
+
+def turns(asked: Any) -> tuple[Turn, ...]:
+    """A prompt, or a list of messages."""
+    return (Turn("user", asked, False),) if isinstance(asked, str) else tuple(Turn(m["role"], m["content"], False) for m in asked)
+
+
+def write(net: Transformer, reader: Reader, asked: Sequence[Sequence[Turn]], sampling: Sampling) -> list[str]:
+    """What the model answers to each dialogue. The end of the text stays within the model's positions."""
+    tokenizer = reader.tokenizer
+    template = Template.of(tokenizer, "plain" if reader.seq2seq else reader.template)
+    prompts = [template.asked(t).strip() if reader.seq2seq else template.asked(t) for t in asked]
+    room = max(1, (net.anatomy.positions or 1 << 20) - sampling.max_new_tokens)
+    ids = [tokenizer(p, add_special_tokens=reader.seq2seq or template.special(p), verbose=False)["input_ids"][-room:] for p in prompts]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    new = generate(net, ids, sampling, eos=tokenizer.eos_token_id, pad=pad)
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
+
+
+PREDICT = {"single": predict_single, "multi": predict_multi, "score": predict_score, "tag": predict_tags, "generate": predict_text}
+
+
+# ------------------------------------------------------------------------------------------------ export
+
+
+def export(folder: str | Path, out: Path) -> list[str]:
+    """A plain Hugging Face model with the change folded in; the head beside it, as `head.safetensors`. Loaded again and compared."""
+    tuned = load(folder, quantised=False)
+    if not tuned.method.merges:
+        raise Refusal(
+            f"{tuned.about.method['kind']} cannot be folded into the base weights",
+            where="export",
+            why="it adds modules or inputs that the published class does not have",
+            fix=f"{Path(folder) / 'artifact'} is the deliverable; Tunesmith" + (" and peft load it" if to_peft(tuned.method, tuned.delta, "") else " loads it"),
+        )
+    net = tuned.net
+    net.compute = torch.float32
+    tuned.delta.cast(torch.float32)
+    probe = Batch({"ids": Ragged(torch.arange(3, 10, device=net.device), (3, 4))})
+    with torch.no_grad():
+        before = net.states(probe).values
+    tuned.delta.merge()
+    allow_biases(net, tuned)
+    out.mkdir(parents=True, exist_ok=True)
+    net.model.save_pretrained(out)
+    tuned.reader.tokenizer.save_pretrained(out)
+    if len(net.heads):
+        write_file(out / "head.safetensors", save(owned(net.heads.state_dict()), {"format": "pt"}))
+    again = load_network(Origin(str(out), str(out)), generates=tuned.task.kind == "generate", pool=net.pool)
+    with torch.no_grad():
+        gap = float((again.states(probe).values - before).abs().max())
+    if gap > 1e-4 * float(before.abs().max()):
+        raise Storage(f"the exported model differs from the tuned one by {gap:.1e}", why="the published class dropped or changed a weight", fix="keep the artifact instead")
+    about = {**asdict(tuned.about), "exported": True, "largest_difference": gap}
+    write_file(out / "tunesmith.json", json.dumps(about, indent=2, ensure_ascii=False).encode())
+    return sorted(p.name for p in out.iterdir())
+
+
+def allow_biases(net: Transformer, tuned: Tuned) -> None:
+    """Added biases need a configuration that has room for them."""
+    if tuned.about.method["kind"] != "bitfit" or not any(n.endswith(".bitfit.bias") for n in tuned.delta.added):
+        return
+    keys = [k for k in ("attention_bias", "mlp_bias") if hasattr(net.model.config, k)]
+    if len(keys) < 2:
+        raise Refusal(
+            f"the class {type(net.model).__name__} has no place for the biases that bitfit added", where="export", fix="keep the artifact, which Tunesmith loads"
+        )
+    for key in keys:
+        setattr(net.model.config, key, True)
+
+
+__all__ = ["Description", "Dialogue", "Plain", "Tuned", "describe", "export", "load", "save_artifact", "write"]

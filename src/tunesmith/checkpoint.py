@@ -1,0 +1,198 @@
+"""Checkpoints that survive being killed at any moment: written aside, synced, hashed, renamed; read only if every hash holds.
+
+    checkpoints/step-00000120/   delta.safetensors  update.safetensors  state.json  manifest.json
+
+A folder counts if its manifest verifies. The newest that does is continued; a damaged one is named and passed over. Nothing
+is pickled. What is not in the folder is a function of the recipe, the seed and the step: row order, dropout, the schedule.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from .core import Listener, Run, Stage
+from .errors import Refusal, Storage
+
+MANIFEST = "manifest.json"
+
+
+# ------------------------------------------------------------------------------------------------ writing so that it is there
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder of files in place whole or not at all. Raises Storage where the disk does not take them."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for name, data in files.items():
+            write_synced(aside / name, data)
+        write_synced(aside / MANIFEST, json.dumps({n: {"size": len(d), "xxh3": digest(d)} for n, d in files.items()}, indent=1).encode())
+        sync(aside)
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+        sync(folder.parent)
+    except OSError as e:
+        shutil.rmtree(aside, ignore_errors=True)
+        need = sum(len(d) for d in files.values())
+        free = shutil.disk_usage(folder.parent).free if folder.parent.exists() else 0
+        raise Storage(
+            f"cannot write {folder}", why=f"{e.strerror or e}; {need / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free", fix="make room; earlier checkpoints are intact"
+        ) from e
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace one file whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(aside, data)
+        aside.replace(path)
+        sync(path.parent)
+    except OSError as e:
+        aside.unlink(missing_ok=True)
+        raise Storage(f"cannot write {path}", why=str(e.strerror or e), fix="make room, or choose another `out`") from e
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def digest(data: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a written folder; empty if nothing is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, entry in manifest.items():
+            data = (folder / name).read_bytes()
+            if len(data) != entry["size"] or digest(data) != entry["xxh3"]:
+                return f"{name} is not what was written"
+    except FileNotFoundError as e:
+        return f"{Path(e.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------ the listener
+
+
+@dataclass
+class Checkpoints(Listener):
+    """Saves every `every` steps and at the end of a stage; keeps the newest `keep`. `said` hears what was passed over."""
+
+    folder: Path
+    fingerprint: Mapping[str, Any]
+    every: int
+    keep: int = 2
+    said: list[str] = field(default_factory=list)
+
+    def step(self, run: Run, record: Mapping[str, float]) -> None:
+        if run.halt or run.done % self.every == 0:
+            self.save(run)
+
+    def end(self, run: Run, stage: Stage) -> None:
+        if not (self.folder / name_of(run.done)).exists():
+            self.save(run)
+
+    def save(self, run: Run) -> None:
+        files = {
+            "delta.safetensors": save(owned(run.delta.state_dict())),
+            "objective.safetensors": save(owned(run.objective.state_dict())),
+            "update.safetensors": save(owned(run.update.state_dict())),
+            "state.json": json.dumps({"done": run.done, "halt": run.halt, "fingerprint": self.fingerprint, "listeners": states(run)}).encode(),
+        }
+        write_folder(self.folder / name_of(run.done), files)
+        for old in self.found()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def found(self) -> list[Path]:
+        """All checkpoint folders, newest first."""
+        return sorted(self.folder.glob("step-*"), reverse=True) if self.folder.exists() else []
+
+    def resume(self, run: Run) -> bool:
+        """Continue from the newest checkpoint that verifies. The network must be attached and the update prepared."""
+        for left in self.folder.glob(".*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        for folder in self.found():
+            if fault := damage(folder):
+                self.said.append(f"checkpoint {folder.name} is damaged ({fault}); using the one before it")
+                continue
+            self.load(run, folder)
+            return True
+        return False
+
+    def load(self, run: Run, folder: Path) -> None:
+        state = json.loads((folder / "state.json").read_text())
+        if changed := [k for k in self.fingerprint if state["fingerprint"].get(k) != self.fingerprint[k]]:
+            lines = "; ".join(f"{k}: {state['fingerprint'].get(k)} -> {self.fingerprint[k]}" for k in changed)
+            raise Refusal(f"this run was started with another {', '.join(changed)}", where=str(folder.parent.parent), why=lines, fix="--fresh to start anew, or another `out`")
+        run.delta.load_state_dict(load_file(folder / "delta.safetensors"))
+        run.objective.load_state_dict(load_file(folder / "objective.safetensors"))
+        run.update.load_state_dict(load_file(folder / "update.safetensors"))
+        run.done, run.halt = state["done"], state["halt"]
+        for listener, kept in zip(run.listeners, state["listeners"], strict=True):
+            listener.restore(kept)
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def states(run: Run) -> list[Mapping[str, Any]]:
+    return [listener.state() for listener in run.listeners]
+
+
+def owned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous and on the CPU, as safetensors wants it; a tensor stored under two names is written twice."""
+    return {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
+
+
+# ------------------------------------------------------------------------------------------------ one run, one folder
+
+
+class Lock:
+    """Held while a run uses its folder. The kernel lets go of it when the process dies, however it dies."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.handle = (folder / ".lock").open("a+")
+        try:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            self.handle.seek(0)
+            holder = self.handle.read().strip() or "another process"
+            self.handle.close()
+            raise Refusal(f"{folder} is in use by {holder}", where="out", fix="wait for it, or choose another `out`") from e
+        self.handle.truncate(0)
+        self.handle.write(f"process {os.getpid()} on {os.uname().nodename}")
+        self.handle.flush()
+
+    def release(self) -> None:
+        self.handle.close()

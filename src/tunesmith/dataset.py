@@ -1,0 +1,160 @@
+"""The data side of a recipe: files read, formats found, texts tokenised, labels counted. No weights are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from .core import Ragged
+from .data import desk
+from .errors import Refusal
+from .networks.load import Origin, load_config, load_tokenizer, origin
+from .recipe import Recipe
+from .sources.text.encode import Encoded, Reader, Task, task_of
+from .sources.text.examples import Example
+from .sources.text.formats import Format, detect, preview
+from .sources.text.read import read
+from .sources.text.records import Records
+
+DEFAULT_LENGTH = {"classify": 512, "tag": 512, "score": 512, "generate": 1024}
+DESK_SPLITS = {"train": "train", "eval": "dev", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file as examples and as numbers. `format` is what was found in it."""
+
+    name: str
+    format: Format
+    encoded: Encoded
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        return self.encoded.kept
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All that a recipe's data is, ready for any network of its tokenizer."""
+
+    task: Task
+    reader: Reader
+    source: Origin
+    train: Part
+    eval: Part | None
+    test: Part | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the tokens and labels, in order."""
+        hashed = xxhash.xxh3_128()
+        for column in self.train.encoded.columns.values():
+            values = column.values if isinstance(column, Ragged) else column
+            hashed.update(values.numpy().tobytes())
+        return hashed.hexdigest()
+
+
+def read_data(recipe: Recipe) -> Dataset:
+    """Raises Refusal on anything in the files that cannot be learnt from, before a weight is loaded."""
+    formats = {name: found for name in ("train", "eval", "test") if (found := read_part(recipe, name))}
+    examples = {name: found.examples() for name, found in formats.items()}
+    examples["train"], held = sample(recipe, examples["train"])
+    if held:
+        formats["eval"], examples["eval"] = formats["train"], held
+    task = task_of(recipe.task, examples["train"], recipe.data.multi_label)
+    source = origin(recipe.model.name, recipe.model.revision, recipe.model.bits)
+    reader = reader_for(recipe, source)
+    for name in examples:
+        known(task, examples[name], name)
+    parts = {name: Part(name, formats[name], reader.encode(examples[name], task)) for name in examples}
+    notes = [note for name in parts for note in (*formats[name].notes, *parts[name].encoded.notes)]
+    return Dataset(task, reader, source, parts["train"], parts.get("eval"), parts.get("test"), list(dict.fromkeys(notes)))
+
+
+def read_part(recipe: Recipe, name: str) -> Format | None:
+    """One of train, eval, test; None where the recipe names none."""
+    given = getattr(recipe.data, name)
+    if given is None or isinstance(given, float):
+        return None
+    d = recipe.data
+    split = {"train": "train", "eval": "validation", "test": "test"}[name]
+    records = desk_records(given, recipe.task, name) if given.partition("/")[0] == "desk" and not Path(given).exists() else None
+    if records is None:
+        records = read(given, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split=split, where_key=f"data.{name}")
+    columns = d.columns or None
+    return detect(records, recipe.task, columns, multi_label=d.multi_label, bad_rows=d.bad_rows, repair=d.repair)
+
+
+def desk_records(given: str, task: str, name: str) -> Records:
+    """The embedded data: `desk`, or one of its other shapes as `desk/urgency`."""
+    shape = given.partition("/")[2] or task
+    if shape not in desk.SHAPES:
+        raise Refusal(f"the desk has no rows for {shape!r}", where=f"data.{name}", fix=f"desk, or desk/ and one of {', '.join(desk.SHAPES)}")
+    rows = desk.rows(shape, DESK_SPLITS[name])
+    return Records(rows=rows, lines=list(range(1, len(rows) + 1)), path=given, kind="jsonl")
+
+
+def sample(recipe: Recipe, examples: list[Example]) -> tuple[list[Example], list[Example]]:
+    """The rows to train on and those held out, by the seed: `data.eval` as a share, `data.limit` as a number."""
+    order = list(range(len(examples)))
+    share = recipe.data.eval if isinstance(recipe.data.eval, float) else 0.0
+    if not share and not recipe.data.limit:
+        return examples, []
+    random.Random(20240229).shuffle(order)  # the same rows for every seed of a comparison
+    held = order[: round(share * len(order))]
+    rest = order[len(held) :][: recipe.data.limit]
+    if share and not held:
+        raise Refusal(f"{share:.0%} of {len(order)} rows is none", where="data.eval", fix="a larger share, or a file")
+    return [examples[i] for i in sorted(rest)], [examples[i] for i in sorted(held)]
+
+
+def reader_for(recipe: Recipe, source: Origin) -> Reader:
+    config, tokenizer = load_config(source), load_tokenizer(source)
+    limits = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length if tokenizer.model_max_length < 1 << 20 else None)
+    limit = min((n for n in limits if n), default=None)
+    before = int(recipe.method.get("length", 20)) if recipe.method["kind"] in ("prompt", "prefix") else 0
+    longest = (limit or 1 << 20) - before
+    if recipe.data.max_length and recipe.data.max_length > longest:
+        what = f"{recipe.model.name} reads at most {limit} tokens" + (f", and the {recipe.method['kind']} takes {before}" if before else "")
+        raise Refusal(f"max_length {recipe.data.max_length} is too long: {what}", where="data.max_length", fix=f"at most {longest}")
+    return Reader(
+        tokenizer,
+        recipe.data.max_length or min(longest, DEFAULT_LENGTH[recipe.task]),
+        types=getattr(config, "type_vocab_size", 0) > 1 and "token_type_ids" in tokenizer.model_input_names,
+        seq2seq=config.is_encoder_decoder and recipe.task == "generate",
+        template=recipe.data.template,
+        learn_prompt=recipe.data.learn_prompt,
+        drop_cut=recipe.data.bad_rows == "skip",
+    )
+
+
+def known(task: Task, examples: Sequence[Any], name: str) -> None:
+    """Labels of other files must occur in training."""
+    if task.kind not in ("single", "multi", "tag"):
+        return
+    used = [(label, e.row) for e in examples for label in (e.tags if task.kind == "tag" else e.labels)]
+    if odd := [(label, row) for label, row in used if label not in set(task.labels)]:
+        raise Refusal(
+            f"label {odd[0][0]!r} in data.{name} never occurs in training ({len(odd)} times in all)",
+            where=f"data.{name} row {odd[0][1] + 1}",
+            fix=f"known labels: {', '.join(task.labels[:12])}",
+        )
+
+
+def renderings(data: Dataset) -> list[str]:
+    """The first three rows as they were understood."""
+    return preview(data.train.format)
+
+
+def row_hash(example: Any) -> str:
+    """Of what is asked, not of what is answered: equal for a row that stands in train and in eval."""
+    asked = [getattr(example, name, "") for name in ("text", "pair", "tokens")]
+    turns = [t.content for t in getattr(example, "turns", ()) if t.role != "assistant"]
+    return hashlib.sha1(repr([asked, turns]).encode(), usedforsecurity=False).hexdigest()

@@ -1,0 +1,111 @@
+"""A network over an evaluation set: predictions in the task's own words, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core import Batch, Network
+from .metrics import METRICS, Scores
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`predictions[i]` belongs to row i: a label, a tuple of labels, a list of tags, a number, or a written text (None: not sampled)."""
+
+    scores: Scores
+    predictions: list[Any]
+    loss: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An evaluation set that can be asked again and again.
+
+    once        yields its batches, given the network (and may start above a cached trunk)
+    kind        the objective's: single, multi, score, tag, generate
+    references  in the task's words, one a row
+    write       for generate: texts for the first rows, or None
+    """
+
+    name: str
+    once: Callable[[Network], Iterator[Batch]]
+    kind: str
+    labels: tuple[str, ...]
+    references: list[Any]
+    write: Callable[[Network], list[str]] | None = None
+
+    @torch.no_grad()
+    def ask(self, net: Network) -> Outcome:
+        was = net.training
+        net.eval()
+        outcome = KINDS[self.kind](self, net)
+        net.train(was)
+        return outcome
+
+
+def each(probe: Probe, net: Network) -> Iterator[tuple[Batch, torch.Tensor]]:
+    for batch in probe.once(net):
+        yield batch, net.logits(batch).float()
+
+
+def single(probe: Probe, net: Network) -> Outcome:
+    guesses, loss = {}, 0.0
+    for batch, logits in each(probe, net):
+        loss += float(torch.nn.functional.cross_entropy(logits, batch["label"], reduction="sum"))
+        guesses |= zip(batch["row"].tolist(), logits.argmax(-1).tolist(), strict=True)
+    names = [probe.labels[guesses[i]] for i in range(len(guesses))]
+    return Outcome(METRICS["classify"](names, probe.references), names, loss / len(names))
+
+
+def multi(probe: Probe, net: Network) -> Outcome:
+    guesses, loss = {}, 0.0
+    for batch, logits in each(probe, net):
+        loss += float(torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["label"], reduction="sum")) / len(probe.labels)
+        guesses |= zip(batch["row"].tolist(), (logits > 0).tolist(), strict=True)
+    table = [[int(yes) for yes in guesses[i]] for i in range(len(guesses))]
+    truth = [[int(name in row) for name in probe.labels] for row in probe.references]
+    named = [tuple(n for n, yes in zip(probe.labels, row, strict=True) if yes) for row in table]
+    return Outcome(METRICS["multilabel"](table, truth), named, loss / len(table))
+
+
+def score(probe: Probe, net: Network) -> Outcome:
+    guesses: dict[int, float] = {}
+    for batch, logits in each(probe, net):
+        guesses |= zip(batch["row"].tolist(), logits[:, 0].tolist(), strict=True)
+    values = [guesses[i] for i in range(len(guesses))]
+    loss = sum((a - b) ** 2 for a, b in zip(values, probe.references, strict=True)) / len(values)
+    return Outcome(METRICS["score"](values, probe.references), values, loss)
+
+
+def tag(probe: Probe, net: Network) -> Outcome:
+    """Words that got no token (cut off, or nothing the tokenizer keeps) are predicted O."""
+    guesses: dict[int, list[str]] = {}
+    loss, units = 0.0, 0
+    for batch, logits in each(probe, net):
+        loss += float(torch.nn.functional.cross_entropy(logits, batch["label"], reduction="sum"))
+        units += len(logits)
+        parts = logits.argmax(-1).split(list(batch.ragged("at").lengths))
+        for row, found, words in zip(batch["row"].tolist(), parts, batch.ragged("word").rows(), strict=True):
+            tags = ["O"] * len(probe.references[row])
+            for word, label in zip(words.tolist(), found.tolist(), strict=True):
+                tags[word] = probe.labels[label]
+            guesses[row] = tags
+    rows = [guesses[i] for i in range(len(guesses))]
+    return Outcome(METRICS["tag"](rows, probe.references), rows, loss / units)
+
+
+def generate(probe: Probe, net: Network) -> Outcome:
+    total, units = 0.0, 0
+    for batch in probe.once(net):
+        logp = net.label_logp(batch)
+        total, units = total - float(logp.sum()), units + len(logp)
+    written = probe.write(net) if probe.write else []
+    scores = METRICS["generate"](written, probe.references[: len(written)], total, units)
+    return Outcome(scores, written, total / units)
+
+
+KINDS: dict[str, Callable[[Probe, Network], Outcome]] = {"single": single, "multi": multi, "score": score, "tag": tag, "generate": generate}

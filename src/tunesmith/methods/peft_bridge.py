@@ -1,0 +1,282 @@
+"""Every other method of PEFT, in our loop: its modules injected in place, and taken out again bit for bit."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Insert, Method, Network
+from ..errors import Refusal
+from .linear import quantised
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import BaseTuner
+
+ADAPTER = "default"  # the name PEFT gives an adapter of which there is one
+OWN = {"PROMPT_TUNING": "prompt", "P_TUNING": "prompt", "MULTITASK_PROMPT_TUNING": "prompt", "CPT": "prompt"}
+OWN |= {"PREFIX_TUNING": "prefix", "CARTRIDGE": "prefix", "ADAPTION_PROMPT": "prefix"}
+UNFIT = {
+    "ADALORA": ("moves rank between layers by calls from its own training loop", "type: LORA, or method: lora"),
+    "POLY": ("wants a task number beside every input, which no model's forward takes", "type: LORA, one run a task"),
+    "XLORA": ("mixes LoRA adapters that were trained before", "type: LORA"),
+    "SHADOW": ("runs a second network beside the first instead of changing the first", "type: LORA, or method: adapter"),
+}
+FIXED = {"SHIRA": {"random_seed": 0}}  # what PEFT would draw anew at each attachment and does not keep in the state
+BOOKKEEPING = {"peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
+
+
+@dataclass(frozen=True)
+class Peft(Method):
+    """The method that PEFT calls `type`, with the arguments of its configuration as `options`.
+
+    type      IA3, LN_TUNING, VERA, OFT, BOFT, LOHA, LOKR, FOURIERFT, ... (`python -c "import peft; print(list(peft.PeftType))"`)
+    options   such as {r: 8, target_modules: [q_proj, v_proj]}. Without `target_modules`: those that PEFT names for the
+              architecture; where it names none, all linear layers of the blocks (LN_TUNING: norms; BEFT: values; IA3: keys,
+              values and the exit of the feed-forward, its section 3.3)
+
+    Soft prompts are ours (`prompt`, `prefix`). Whether the start is neutral and whether the change merges is up to the type.
+    """
+
+    type: str = "IA3"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    paper: ClassVar[str] = "PEFT, https://github.com/huggingface/peft; its default type: Liu et al. 2022 (IA3), https://arxiv.org/abs/2205.05638"
+    neutral: ClassVar[bool] = False
+    merges: ClassVar[bool] = True
+    rates: ClassVar[Mapping[str, float]] = {"encoder": 5e-3, "decoder": 3e-3, "seq2seq": 3e-3}
+
+    def refuse(self, net: Network) -> None:
+        known = config_types()
+        kind = self.type.upper()
+        if kind in OWN:
+            raise Refusal(f"{kind} is not injected into layers", where="method.type", why="soft prompts have a method of their own", fix=f"method: {OWN[kind]}")
+        if kind in UNFIT:
+            raise Refusal(f"{kind} cannot be trained here: it {UNFIT[kind][0]}", where="method.type", fix=UNFIT[kind][1])
+        if kind not in known:
+            near = get_close_matches(kind, known, 1, 0.4)
+            usable = ", ".join(sorted(known.keys() - OWN.keys() - UNFIT.keys()))
+            raise Refusal(f"PEFT has no method {self.type!r}", where="method.type", fix=f"{f'{near[0]}? ' if near else ''}one of {usable}")
+        names = {f.name for f in fields(known[kind])} - BOOKKEEPING
+        for name in self.options:
+            if name not in names:
+                near = get_close_matches(name, sorted(names), 1, 0.4)
+                fix = f"{f'{near[0]}? ' if near else ''}one of {', '.join(sorted(names))}"
+                raise Refusal(f"{kind} has no option {name!r}", where=f"method.options.{name}", fix=fix)
+
+    def inject(self, net: Network) -> list[Insert]:
+        return [Bridge(net, self)]
+
+    def config(self, net: Network) -> PeftConfig:
+        """PEFT's configuration for this network. Whatever PEFT has against the options comes out as it says it."""
+        kind = self.type.upper()
+        return config_types()[kind](**{**targets(kind, net, self.options), **FIXED.get(kind, {}), **self.options})
+
+    def trains(self, name: str, net: Network) -> bool:
+        bridge = bridge_of(net)
+        return bridge is not None and name in bridge.trainable
+
+    def notes(self, net: Network) -> list[str]:
+        bridge = bridge_of(net)
+        return [] if bridge is None else [f"peft {self.type.upper()}: {text}" for text in bridge.said]
+
+
+# ------------------------------------------------------------------------------------------------ what PEFT knows
+
+
+def config_types() -> dict[str, Any]:
+    """Name of a method -> the class of its configuration. Imports PEFT."""
+    if importlib.util.find_spec("peft") is None:
+        raise Refusal("this method needs peft", where="method", fix='pip install "tunesmith[peft]"')
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it tells of a kernel it lacks
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    return {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+
+
+def targets(kind: str, net: Network, options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The modules to change, as paths from `net.model`, where the options leave them open. Parts that never run are left out."""
+    if kind == "TRAINABLE_TOKENS" or options.keys() & {"target_modules", "target_parameters", "feedforward_modules"}:
+        return {}
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD
+    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3
+
+    family = net.model.config.model_type
+    table = IA3 if kind == "IA3" else PEFT_TYPE_TO_TUNER_MAPPING[kind].target_module_mapping
+    found = matching(net, table.get(family) or ())
+    entrances = matching(net, FEEDFORWARD.get(family, ())) if found else net.anatomy.projections("down")
+    chosen = found or {"IA3": net.anatomy.projections("key", "value", "down"), "LN_TUNING": norms(net), "BEFT": net.anatomy.projections("value")}.get(
+        kind, list(net.anatomy.linears)
+    )
+    return {"target_modules": inside(chosen)} | ({"feedforward_modules": inside(entrances)} if kind == "IA3" else {})
+
+
+def matching(net: Network, patterns: str | Sequence[str]) -> list[str]:
+    """Paths of the modules that PEFT would match: a regular expression, or endings of paths."""
+    hit = (lambda n: re.fullmatch(patterns, n)) if isinstance(patterns, str) else (lambda n: f".{n}".endswith(tuple(f".{p}" for p in patterns)))
+    unused = tuple(f"{path}." for path in net.anatomy.unused)
+    return [f"model.{n}" for n, _ in net.model.named_modules() if n and hit(n) and not f"model.{n}.".startswith(unused)]
+
+
+def norms(net: Network) -> list[str]:
+    """The norms inside the blocks and after them."""
+    places = tuple(f"{path}." for path in (*net.anatomy.blocks, *net.anatomy.tails))
+    return [n for n, m in net.named_modules() if f"{n}.".startswith(places) and "norm" in type(m).__name__.lower()]
+
+
+def inside(paths: Sequence[str]) -> list[str]:
+    return [path.removeprefix("model.") for path in paths]
+
+
+# ------------------------------------------------------------------------------------------------ what is put in and taken out
+
+
+def bridge_of(net: Network) -> Bridge | None:
+    return net.__dict__.get("peft_bridge")
+
+
+class Bridge(Insert):
+    """PEFT's tuner in a network, and what it takes to undo it: the modules that it replaced and the weights that it rewrote.
+
+    It is no child of the network: PEFT's own modules are, under PEFT's own names (`...q_proj.ia3_l.default`). Raises Refusal,
+    with the network as it was, where PEFT raises anything at all.
+    """
+
+    def __init__(self, net: Network, method: Peft):
+        super().__init__()
+        self.kind, self.shown, self.merged = method.type.upper(), True, False
+        self.children_before = [(m, dict(m._modules)) for m in net.model.modules()]
+        flags = [(p, p.requires_grad) for p in net.parameters()]
+        # some starts rewrite base weights (PiSSA, OLoRA): all are copied for a moment, and what did not change is let go
+        copies = [(p, p.data.clone()) for p in net.model.parameters()]
+        known = {id(t) for t in (*net.modules(), *net.parameters(), *net.buffers())}
+        try:
+            tuner, self.said = build(net, method)
+        except Exception as e:  # PEFT raises nearly every kind, from deep inside
+            self.restore(net, copies)
+            for p, flag in flags:
+                p.requires_grad_(flag)
+            raise refusal(e, method) from e
+        self.held = (net, tuner)  # a tuple, lest the network become a child of its guest
+        self.rewritten = [(p, copy) for p, copy in copies if not torch.equal(p.data, copy)]
+        self.covered: list[Tensor] = []
+        self.trainable = frozenset(n for n, p in net.named_parameters() if n.startswith("model.") and p.requires_grad)
+        self.settle(net, known, method)
+        net.__dict__["peft_bridge"] = self
+
+    def settle(self, net: Network, known: set[int], method: Peft) -> None:
+        """Make PEFT's modules behave like ours: in the network's mode, and each of their tensors in the state, once."""
+        derived = any(k.startswith("save_") and v is False for k, v in method.options.items())  # the user wants them drawn again
+        for module in net.model.modules():
+            if id(module) not in known:
+                module.training = net.training
+            if not derived:
+                module._non_persistent_buffers_set -= {n for n, t in module._buffers.items() if id(t) not in known}
+        seen: set[int] = set()
+        twice: list[str] = []
+        for name, tensor in net.state_dict(keep_vars=True).items():
+            if id(tensor) in seen and id(tensor) not in known:
+                twice.append(name)
+            seen.add(id(tensor))
+        self.hook = net.register_state_dict_post_hook(partial(forget, tuple(twice)))
+
+    @property
+    def on(self) -> bool:  # type: ignore[override]
+        return self.shown
+
+    @on.setter
+    def on(self, value: bool) -> None:
+        """PEFT's own switch, which also touches `requires_grad`; that is put back, as the run decides it."""
+        if value == self.shown:
+            return
+        self.shown = value
+        flags = [(p, p.requires_grad) for p in self.held[0].parameters()]
+        for layer in self.layers():
+            layer.enable_adapters(value)
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        if not value:
+            self.covered = [p.data for p, _ in self.rewritten]
+        for (p, original), tuned in zip(self.rewritten, self.covered, strict=True):
+            if not value or p.data.data_ptr() == original.data_ptr():  # else the delta has put its own value back already
+                p.data = tuned if value else original
+
+    def layers(self) -> Iterator[Any]:
+        """PEFT's layers, and its wrappers of modules that train whole."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        return (m for m in self.held[0].model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper))
+
+    def fold(self) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        try:
+            for layer in self.layers():
+                if isinstance(layer, BaseTunerLayer):
+                    if quantised(layer.get_base_layer()):
+                        raise ValueError("the base is stored in 4 or 8 bits, and rounding the change to them moves the outputs")
+                    deepcopy(layer).merge(safe_merge=True)  # a trial of every layer first: no network is left half merged
+        except (ValueError, NotImplementedError, AttributeError, RuntimeError) as e:
+            raise Refusal(f"PEFT cannot fold {self.kind} into these weights", where="export", why=first(e), fix="keep the artifact, which needs the base") from e
+        self.held[1].merge_and_unload(safe_merge=True)
+        self.merged = True
+
+    def ungraft(self) -> None:
+        net = self.held[0]
+        if not self.merged:
+            self.on = False
+            self.restore(net, [])
+        self.hook.remove()
+        del net.__dict__["peft_bridge"]
+
+    def restore(self, net: Network, copies: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+        for module, children in self.children_before:
+            module._modules.clear()
+            module._modules.update(children)
+        for p, copy in copies:
+            p.data.copy_(copy)
+        net.model.__dict__.pop("peft_config", None)
+
+
+def build(net: Network, method: Peft) -> tuple[BaseTuner, tuple[str, ...]]:
+    """PEFT's tuner, its layers now in the network, and what it said meanwhile."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    out = net.model.get_output_embeddings()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        config = method.config(net)
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](net.model, config, ADAPTER)
+        tuner._cast_adapter_dtype(ADAPTER)
+    if net.model.get_output_embeddings() is not out:
+        raise Refusal("PEFT would change the output embedding, whose weight our loss reads by itself", where="method.options", fix="leave it to method: head")
+    return tuner, tuple(dict.fromkeys(str(w.message) for w in caught))
+
+
+def forget(names: tuple[str, ...], _: nn.Module, state: dict[str, Tensor], prefix: str, __: object) -> None:
+    """A state hook: tensors that several layers share are stored under their first name."""
+    for name in names:
+        state.pop(prefix + name, None)
+
+
+def refusal(error: Exception, method: Peft) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    return Refusal(f"PEFT cannot put {method.type.upper()} into this network", where="method.options", why=first(error), fix="other options, or method: lora")
+
+
+def first(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

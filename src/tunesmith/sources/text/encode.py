@@ -1,0 +1,237 @@
+"""From examples to columns of numbers: tokens laid end to end, and the labels with the positions they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core import Ragged
+from ...errors import Refusal
+from .examples import Classified, Dialogue, Example, Plain, Scored, Tagged
+from .template import Template
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of a model. `kind` is the objective's: single, multi, score, tag or generate."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the head; 0 where the vocabulary is the head."""
+        return {"score": 1, "generate": 0}.get(self.kind, len(self.labels))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """`columns` for a Table; `kept[i]` is the example behind row i; `lengths` before truncation, in tokens."""
+
+    columns: dict[str, Tensor | Ragged]
+    kept: tuple[Example, ...]
+    lengths: tuple[int, ...]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A tokenizer with all that decides how a text is read. `types`: the model distinguishes the halves of a pair."""
+
+    tokenizer: Any
+    max_length: int
+    types: bool = False
+    seq2seq: bool = False
+    template: str = "auto"
+    learn_prompt: bool = False
+    drop_cut: bool = False  # leave out rows whose labels were all cut off, instead of refusing
+
+    def encode(self, examples: Sequence[Example], task: Task) -> Encoded:
+        """Raises Refusal where nothing is left to learn from a row after truncation, naming the rows."""
+        if not examples:
+            raise Refusal("there are no examples", where="data")
+        how = ENCODERS[task.kind] if task.kind != "generate" else CASES[type(examples[0]), self.seq2seq]
+        return how(self, examples, task)
+
+    def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, Any]:
+        return self.tokenizer(list(texts), None if pairs is None else list(pairs), truncation=True, max_length=self.max_length, verbose=False)
+
+
+def ragged(rows: Sequence[Sequence[int]]) -> Ragged:
+    return Ragged(torch.tensor([x for row in rows for x in row], dtype=torch.long), tuple(len(row) for row in rows))
+
+
+def halves(examples: Sequence[Classified | Scored]) -> tuple[list[str], list[str] | None]:
+    pairs = [e.pair for e in examples]
+    return [e.text for e in examples], None if pairs[0] is None else [p or "" for p in pairs]
+
+
+def whole_rows(reader: Reader, examples: Sequence[Any]) -> tuple[dict[str, Tensor | Ragged], tuple[int, ...]]:
+    """Ids, types where the model has them, and the lengths that the rows would have uncut."""
+    texts, pairs = halves(examples)
+    found = reader.texts(texts, pairs)
+    columns: dict[str, Tensor | Ragged] = {"ids": ragged(found["input_ids"])}
+    if reader.types and pairs is not None:
+        columns["types"] = ragged(found["token_type_ids"])
+    return columns, uncut(reader, texts, pairs, found["input_ids"])
+
+
+def uncut(reader: Reader, texts: Sequence[str], pairs: Sequence[str] | None, cut: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Only rows that reached the limit are tokenised again, whole."""
+    lengths = [len(ids) for ids in cut]
+    long = [i for i, n in enumerate(lengths) if n >= reader.max_length]
+    if long:
+        whole = reader.tokenizer([texts[i] for i in long], None if pairs is None else [pairs[i] for i in long], truncation=False, verbose=False)
+        for i, ids in zip(long, whole["input_ids"], strict=True):
+            lengths[i] = len(ids)
+    return tuple(lengths)
+
+
+def single(reader: Reader, examples: Sequence[Classified], task: Task) -> Encoded:
+    """label (B,): the index of the one label."""
+    columns, lengths = whole_rows(reader, examples)
+    index = {label: i for i, label in enumerate(task.labels)}
+    return Encoded({**columns, "label": torch.tensor([index[e.labels[0]] for e in examples])}, tuple(examples), lengths)
+
+
+def multi(reader: Reader, examples: Sequence[Classified], task: Task) -> Encoded:
+    """label (B, C): 0 and 1."""
+    columns, lengths = whole_rows(reader, examples)
+    label = torch.tensor([[float(name in e.labels) for name in task.labels] for e in examples])
+    return Encoded({**columns, "label": label}, tuple(examples), lengths)
+
+
+def score(reader: Reader, examples: Sequence[Scored], task: Task) -> Encoded:
+    """label (B,): the number itself."""
+    columns, lengths = whole_rows(reader, examples)
+    return Encoded({**columns, "label": torch.tensor([e.score for e in examples], dtype=torch.float32)}, tuple(examples), lengths)
+
+
+def tag(reader: Reader, examples: Sequence[Tagged], task: Task) -> Encoded:
+    """A word's label is on its first token; `at` are those tokens, `word` which word of the example each belongs to."""
+    index = {label: i for i, label in enumerate(task.labels)}
+    found = reader.tokenizer([e.text for e in examples], truncation=True, max_length=reader.max_length, return_offsets_mapping=True, verbose=False)
+    firsts = [first_tokens(e, offsets) for e, offsets in zip(examples, found["offset_mapping"], strict=True)]
+    kept = keep(reader, examples, [bool(f) for f in firsts], "words")
+    at, word = [[t for _, t in firsts[i]] for i in kept], [[w for w, _ in firsts[i]] for i in kept]
+    label = [[index[examples[i].tags[w]] for w in words] for i, words in zip(kept, word, strict=True)]
+    ids = [found["input_ids"][i] for i in kept]
+    lengths = uncut(reader, [examples[i].text for i in kept], None, ids)
+    columns: dict[str, Tensor | Ragged] = {"ids": ragged(ids), "at": ragged(at), "label": ragged(label), "word": ragged(word)}
+    return Encoded(columns, tuple(examples[i] for i in kept), lengths, dropped(examples, kept))
+
+
+def first_tokens(example: Tagged, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(word, token) for each word that has a token: the first whose characters reach into it."""
+    starts, ends, place = [], [], 0
+    for token, space in zip(example.tokens, example.spaces, strict=True):
+        starts.append(place)
+        ends.append(place + len(token))
+        place += len(token) + space
+    found: list[tuple[int, int]] = []
+    word = 0
+    for t, (start, end) in enumerate(offsets):
+        while word < len(starts) and ends[word] <= start:
+            word += 1
+        if start < end and word < len(starts) and starts[word] < end:
+            found.append((word, t))
+            word += 1
+    return found
+
+
+def dialogues(reader: Reader, examples: Sequence[Dialogue], task: Task) -> Encoded:
+    """Decoders: `at` are the positions whose next token is to be learnt, `label` that token."""
+    template = Template.of(reader.tokenizer, reader.template)
+    rendered = [template.render(e.turns, reader.learn_prompt) for e in examples]
+    special = [template.special(r.text) for r in rendered]
+    found = [reader.tokenizer(r.text, add_special_tokens=s, return_offsets_mapping=True, verbose=False) for r, s in zip(rendered, special, strict=True)]
+    rows = [f["input_ids"][: reader.max_length] for f in found]
+    at = [learnt(f["offset_mapping"][: reader.max_length], r.learn) for f, r in zip(found, rendered, strict=True)]
+    kept = keep(reader, examples, [bool(a) for a in at], "answers")
+    columns = next_tokens([rows[i] for i in kept], [at[i] for i in kept])
+    return Encoded(columns, tuple(examples[i] for i in kept), tuple(len(found[i]["input_ids"]) for i in kept), dropped(examples, kept))
+
+
+def learnt(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Positions t whose token t + 1 begins inside a span to be learnt. Specials that the tokenizer added (empty offsets) are not."""
+    inside = [start < end and any(a <= start < b for a, b in spans) for start, end in offsets]
+    return [t - 1 for t, yes in enumerate(inside) if yes and t > 0]
+
+
+def next_tokens(rows: Sequence[Sequence[int]], at: Sequence[Sequence[int]]) -> dict[str, Tensor | Ragged]:
+    label = [[row[t + 1] for t in places] for row, places in zip(rows, at, strict=True)]
+    return {"ids": ragged(rows), "at": ragged(at), "label": ragged(label)}
+
+
+def plain(reader: Reader, examples: Sequence[Plain], task: Task) -> Encoded:
+    """Text without turns: every token is learnt; a text longer than a row becomes several rows."""
+    rows: list[list[int]] = []
+    owners: list[Example] = []
+    for e, ids in zip(examples, reader.tokenizer([e.text for e in examples], verbose=False)["input_ids"], strict=True):
+        ids = ids if ids[-1:] == [reader.tokenizer.eos_token_id] or reader.tokenizer.eos_token_id is None else [*ids, reader.tokenizer.eos_token_id]
+        pieces = [ids[i : i + reader.max_length] for i in range(0, len(ids), reader.max_length)]
+        rows += [p for p in pieces if len(p) > 1]
+        owners += [e for p in pieces if len(p) > 1]
+    columns = next_tokens(rows, [range(len(r) - 1) for r in rows])
+    notes = [f"{len(examples)} texts became {len(rows)} rows of at most {reader.max_length} tokens"] if len(rows) != len(examples) else []
+    return Encoded(columns, tuple(owners), tuple(len(r) for r in rows), notes)
+
+
+def pairs(reader: Reader, examples: Sequence[Dialogue], task: Task) -> Encoded:
+    """Encoder-decoders: `ids` is what stands before the last answer, `target` (and `label`) the answer and EOS."""
+    template = Template.of(reader.tokenizer, "plain")
+    asked = [template.asked(e.turns[:-1]).strip() for e in examples]
+    found = reader.texts(asked)["input_ids"]
+    answers = reader.tokenizer([e.turns[-1].content for e in examples], add_special_tokens=False, verbose=False)["input_ids"]
+    target = [[*a[: reader.max_length - 1], reader.tokenizer.eos_token_id] for a in answers]
+    columns: dict[str, Tensor | Ragged] = {"ids": ragged(found), "target": ragged(target), "label": ragged(target)}
+    return Encoded(columns, tuple(examples), uncut(reader, asked, None, found))
+
+
+def refuse_plain(reader: Reader, examples: Sequence[Plain], task: Task) -> Encoded:
+    raise Refusal("an encoder-decoder learns from prompts and answers, and this file has plain text", where="data.train", fix="columns prompt and completion")
+
+
+def keep(reader: Reader, examples: Sequence[Example], good: Sequence[bool], what: str) -> list[int]:
+    """Indices of rows with something left to learn; refuses, with the rows, where truncation took it from some."""
+    bad = [e.row for e, ok in zip(examples, good, strict=True) if not ok]
+    if bad and not (reader.drop_cut and len(bad) < len(examples)):
+        raise Refusal(
+            f"max_length {reader.max_length} cuts off all {what} of {len(bad)} of {len(examples)} rows",
+            where="data.max_length",
+            why=f"rows {', '.join(str(r + 1) for r in bad[:8])}{' ...' if len(bad) > 8 else ''} would teach nothing",
+            fix="a larger max_length, or bad_rows: skip",
+        )
+    return [i for i, ok in enumerate(good) if ok]
+
+
+def dropped(examples: Sequence[Example], kept: Sequence[int]) -> list[str]:
+    gone = len(examples) - len(kept)
+    return [f"{gone} rows left out: truncation took all their labels"] if gone else []
+
+
+ENCODERS: dict[str, Callable[[Reader, Any, Task], Encoded]] = {"single": single, "multi": multi, "score": score, "tag": tag}
+CASES: dict[tuple[type, bool], Callable[[Reader, Any, Task], Encoded]] = {
+    (Dialogue, False): dialogues,
+    (Plain, False): plain,
+    (Dialogue, True): pairs,
+    (Plain, True): refuse_plain,
+}
+
+
+def task_of(name: str, examples: Sequence[Example], multi_label: bool = False) -> Task:
+    """The task with the labels that the training rows use, in a fixed order."""
+    if name == "classify":
+        several = multi_label or any(len(e.labels) != 1 for e in examples)  # type: ignore[union-attr]
+        return Task(name, "multi" if several else "single", tuple(sorted({label for e in examples for label in e.labels})))  # type: ignore[union-attr]
+    if name == "tag":
+        tags = {t for e in examples for t in e.tags}  # type: ignore[union-attr]
+        kinds = {t[2:] for t in tags if t[:2] in ("B-", "I-")}
+        other = sorted(tags - {"O"} - {f"{p}-{k}" for p in "BI" for k in kinds})
+        return Task(name, "tag", ("O", *other, *(f"{p}-{k}" for k in sorted(kinds) for p in "BI")))
+    return Task(name, name)
