@@ -34,34 +34,27 @@ ENCODERS: dict[str, hf.PretrainedConfig] = {
     "distilbert": hf.DistilBertConfig(
         dim=32, n_layers=3, n_heads=4, hidden_dim=48, vocab_size=VOCABULARY, dropout=0.0, attention_dropout=0.0, max_position_embeddings=64
     ),
-    "modernbert": hf.ModernBertConfig(
-        **SIZE, **SPECIAL, cls_token_id=1, sep_token_id=2, global_attn_every_n_layers=2, local_attention=WINDOW
-    ),
+    "modernbert": hf.ModernBertConfig(**SIZE, **SPECIAL, cls_token_id=1, sep_token_id=2, global_attn_every_n_layers=2, local_attention=WINDOW),
     "deberta-v2": hf.DebertaV2Config(**BERT, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8),
     "mpnet": hf.MPNetConfig(**{k: v for k, v in BERT.items() if k != "type_vocab_size"}),
 }
 DECODERS: dict[str, hf.PretrainedConfig] = {
-    "gpt2": hf.GPT2Config(
-        n_embd=32, n_layer=3, n_head=4, vocab_size=VOCABULARY, n_positions=64, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0
-    ),
+    "gpt2": hf.GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=VOCABULARY, n_positions=64, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0),
     "gpt-neox": hf.GPTNeoXConfig(**SIZE, max_position_embeddings=64),
     "llama": hf.LlamaConfig(**GROUPED),
     "mistral": hf.MistralConfig(**GROUPED, sliding_window=WINDOW),
     "qwen2": hf.Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1, tie_word_embeddings=True),
     "qwen3": hf.Qwen3Config(**GROUPED, head_dim=8),
-    "gemma2": hf.Gemma2Config(
-        **GROUPED, head_dim=8, sliding_window=WINDOW, query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=1.5
-    ),
+    "gemma2": hf.Gemma2Config(**GROUPED, head_dim=8, sliding_window=WINDOW, query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=1.5),
     "gemma3": hf.Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=WINDOW, query_pre_attn_scalar=8),
     "phi3": hf.Phi3Config(**GROUPED, **SPECIAL, sliding_window=WINDOW),
 }
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4, "dropout_rate": 0.0, "decoder_start_token_id": 0}
+BART = {f"{side}_{part}": n for side in ("encoder", "decoder") for part, n in (("layers", 3), ("attention_heads", 4), ("ffn_dim", 48))}
 SEQ2SEQ: dict[str, hf.PretrainedConfig] = {
-    "t5": hf.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4, vocab_size=VOCABULARY, decoder_start_token_id=0, dropout_rate=0.0),
-    "bart": hf.BartConfig(
-        d_model=32, encoder_layers=3, decoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
-        decoder_ffn_dim=48, vocab_size=VOCABULARY, max_position_embeddings=64, dropout=0.0, **SPECIAL,
-    ),
-}  # fmt: skip
+    "t5": hf.T5Config(**T5, vocab_size=VOCABULARY),
+    "bart": hf.BartConfig(**BART, **SPECIAL, d_model=32, vocab_size=VOCABULARY, max_position_embeddings=64, dropout=0.0),
+}
 FAMILIES = ENCODERS | DECODERS | SEQ2SEQ
 WRITERS = [*DECODERS, *SEQ2SEQ]
 TYPED = ["bert", "electra", "deberta-v2"]

@@ -358,10 +358,15 @@ class Delta:
                 t.copy_(state[n])
 
     def cast(self, frozen: torch.dtype) -> None:
-        """What moves is kept in fp32; what rests is stored in `frozen`, once, instead of being cast at every step."""
+        """What moves is kept in fp32; what rests is stored in `frozen`, once, instead of being cast at every step.
+
+        A norm of which only the bias moves stays in fp32 whole, because its kernel takes no mixture.
+        """
+        hosts = {n.rpartition(".")[0] for n in self.trains}
         for n, p in self.net.named_parameters():
             if p.is_floating_point():
-                data = p.data.to(torch.float32 if n in self.trains else frozen)
+                moves = n in self.trains or (p.dim() == 1 and n.rpartition(".")[0] in hosts)
+                data = p.data.to(torch.float32 if moves else frozen)
                 if self.kept and n not in self.added and data.dtype != p.dtype:
                     self.base.setdefault(n, p.data)
                 p.data = data

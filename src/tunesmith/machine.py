@@ -41,3 +41,11 @@ def reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
     elif os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_memory() -> int:
+    """Bytes: the resident set of this process now."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return peak_memory()
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmRSS"))

@@ -179,8 +179,11 @@ SHORT = {"model": "name", "method": "kind", "objective": "kind", "stream": "kind
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override, check. Every complaint names file:line:column or the override."""
     data, places = load_yaml(str(path))
-    if overrides:
-        data, places = apply_overrides(data, places, [renamed(o) for o in overrides])
+    given = [renamed(o) for o in overrides]
+    if any(o.startswith("budget.") for o in given):
+        data.pop("budget", None)  # a budget on the command line replaces the recipe's
+    if given:
+        data, places = apply_overrides(data, places, given)
     return recipe(data, places)
 
 

@@ -1,0 +1,1 @@
+"""Several arms on the same data, side by side."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..core import Method, Network
+from .linear import need_floats
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,9 @@ class Full(Method):
     paper: ClassVar[str] = "Devlin et al. 2019, https://arxiv.org/abs/1810.04805"
     merges: ClassVar[bool] = True
     rates: ClassVar[Mapping[str, float]] = {"encoder": 5e-5, "decoder": 2e-5, "seq2seq": 1e-4}
+
+    def refuse(self, net: Network) -> None:
+        need_floats(net, "method: lora, which QLoRA showed to come close on such a base; or leave out model.bits")
 
     def trains(self, name: str, net: Network) -> bool:
         return True

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Gt, Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from ..core import Method, Network
 from ..errors import Refusal
+from .linear import need_floats
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Layers(Method):
     rates: ClassVar[Mapping[str, float]] = {"encoder": 2e-4, "decoder": 5e-5, "seq2seq": 2e-4}
 
     def refuse(self, net: Network) -> None:
+        need_floats(net, "method: lora, adapter or bitfit; or leave out model.bits")
         depth = net.anatomy.depth
         if wrong := [b for b in self.blocks if not 0 <= b < depth]:
             raise Refusal(f"there is no block {wrong[0]}", where="method.blocks", fix=f"0 to {depth - 1}; this network has {depth} blocks")

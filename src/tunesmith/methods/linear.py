@@ -15,12 +15,26 @@ def features(layer: nn.Module) -> tuple[int, int]:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """(out, in), a view."""
+    """(out, in), a view. A packed weight has neither this shape nor these values, so there is none to give."""
+    if quantised(layer):
+        raise TypeError(f"{type(layer).__name__} holds packed values, not a weight")
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # type: ignore[return-value]
 
 
 def quantised(layer: nn.Module) -> bool:
-    return not layer.weight.is_floating_point()  # type: ignore[union-attr,operator]
+    """Stored in 4 or 8 bits. Packed 4-bit values may lie in a floating dtype; their scales give them away."""
+    return not layer.weight.is_floating_point() or "quant_state" in vars(layer.weight)  # type: ignore[union-attr,operator]
+
+
+def need_floats(net: Network, instead: str) -> None:
+    """Raise Refusal where the linear layers of the blocks are stored in 4 or 8 bits. `instead` is what works on them."""
+    if any(quantised(net.get_submodule(path)) for path in net.anatomy.linears):
+        raise Refusal(
+            "the weights of this base are stored in 4 or 8 bits, which take no gradient",
+            where="method",
+            why="of the blocks only norms and biases could move",
+            fix=instead,
+        )
 
 
 def find(net: Network, targets: tuple[str, ...]) -> list[str]:

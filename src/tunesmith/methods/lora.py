@@ -55,9 +55,13 @@ class LoRA(Method):
             raise Refusal(f"rank {self.rank} exceeds the smallest side ({small}) of a target", where="method.rank", fix=f"at most {small}, usually 4 to 64")
 
     def inject(self, net: Network) -> list[Insert]:
-        return [self.one(net.get_submodule(path)) for path in find(net, self.targets)]
+        inserts = [self.one(net.get_submodule(path)) for path in find(net, self.targets)]
+        packed = any(quantised(insert.host) for insert in inserts)
+        for insert in inserts:
+            insert.packed = packed
+        return list(inserts)
 
-    def one(self, host: nn.Module) -> Insert:
+    def one(self, host: nn.Module) -> LowRank:
         insert = LowRank(host, self)
         insert.graft(host, "lora")
         return insert
@@ -71,6 +75,8 @@ class LoRA(Method):
 
 class LowRank(Graft):
     """A (rank, in), B (out, rank); m (out) for DoRA; A0 and B0 what PiSSA started from."""
+
+    packed: bool = False  # some host of the network is quantised, so that none may fold: a network is never half merged
 
     def __init__(self, host: nn.Module, method: LoRA):
         super().__init__()
@@ -106,7 +112,7 @@ class LowRank(Graft):
         host, (a, b) = self.host, self.factors()
         if self.dora:
             return self.directed(x, a, b)
-        if quantised(host) or self.p and self.training:
+        if quantised(host) or (self.p and self.training):
             y = inner(x)
             return y + self.scale * nn.functional.linear(nn.functional.linear(nn.functional.dropout(x, self.p, self.training).to(a.dtype), a), b).to(y.dtype)
         return Fused.apply(x, weight_of(host), host.bias, a, b, self.scale)  # type: ignore[return-value]
@@ -123,9 +129,9 @@ class LowRank(Graft):
 
     @torch.no_grad()
     def fold(self) -> None:
-        weight = weight_of(self.host)
-        if quantised(self.host):
+        if self.packed:
             raise Refusal("a quantised base cannot take the change in", where="export", why="rounding W + sBA to 4 bits changes the outputs", fix="load the base unquantised")
+        weight = weight_of(self.host)
         tuned = weight.float() + self.change()
         weight.copy_(tuned if not self.dora else tuned * (self.m / tuned.norm(dim=1))[:, None])
 

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -28,12 +28,16 @@ ADAPTER = "default"  # the name PEFT gives an adapter of which there is one
 OWN = {"PROMPT_TUNING": "prompt", "P_TUNING": "prompt", "MULTITASK_PROMPT_TUNING": "prompt", "CPT": "prompt"}
 OWN |= {"PREFIX_TUNING": "prefix", "CARTRIDGE": "prefix", "ADAPTION_PROMPT": "prefix"}
 UNFIT = {
-    "ADALORA": ("moves rank between layers by calls from its own training loop", "type: LORA, or method: lora"),
-    "POLY": ("wants a task number beside every input, which no model's forward takes", "type: LORA, one run a task"),
-    "XLORA": ("mixes LoRA adapters that were trained before", "type: LORA"),
-    "SHADOW": ("runs a second network beside the first instead of changing the first", "type: LORA, or method: adapter"),
+    "ADALORA": ("it moves rank between layers by calls from its own training loop", "type: LORA, or method: lora"),
+    "POLY": ("it wants a task number beside every input, which no model's forward takes", "type: LORA, one run a task"),
+    "XLORA": ("it mixes LoRA adapters that were trained before", "type: LORA"),
+    "LILY": ("it routes by a mean over all rows of a batch, so that rows change one another", "type: LORA"),
+    "SHADOW": ("it runs a second network beside the first instead of changing the first", "type: LORA, or method: adapter"),
 }
-FIXED = {"SHIRA": {"random_seed": 0}}  # what PEFT would draw anew at each attachment and does not keep in the state
+FIXED = {
+    "SHIRA": {"random_seed": 0},  # which weights move would be drawn anew at each attachment, and is not in the state
+    "FROD": {"progressbar": False},
+}
 BOOKKEEPING = {"peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
 
 
@@ -44,7 +48,7 @@ class Peft(Method):
     type      IA3, LN_TUNING, VERA, OFT, BOFT, LOHA, LOKR, FOURIERFT, ... (`python -c "import peft; print(list(peft.PeftType))"`)
     options   such as {r: 8, target_modules: [q_proj, v_proj]}. Without `target_modules`: those that PEFT names for the
               architecture; where it names none, all linear layers of the blocks (LN_TUNING: norms; BEFT: values; IA3: keys,
-              values and the exit of the feed-forward, its section 3.3)
+              values and the exit of the feed-forward, its section 3.3; a fused projection counts whole)
 
     Soft prompts are ours (`prompt`, `prefix`). Whether the start is neutral and whether the change merges is up to the type.
     """
@@ -52,7 +56,7 @@ class Peft(Method):
     type: str = "IA3"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    paper: ClassVar[str] = "PEFT, https://github.com/huggingface/peft; its default type: Liu et al. 2022 (IA3), https://arxiv.org/abs/2205.05638"
+    paper: ClassVar[str] = "Mangrulkar et al. 2022 (PEFT), https://github.com/huggingface/peft; IA3: https://arxiv.org/abs/2205.05638"
     neutral: ClassVar[bool] = False
     merges: ClassVar[bool] = True
     rates: ClassVar[Mapping[str, float]] = {"encoder": 5e-3, "decoder": 3e-3, "seq2seq": 3e-3}
@@ -61,25 +65,23 @@ class Peft(Method):
         known = config_types()
         kind = self.type.upper()
         if kind in OWN:
-            raise Refusal(f"{kind} is not injected into layers", where="method.type", why="soft prompts have a method of their own", fix=f"method: {OWN[kind]}")
+            why = "it puts vectors before the text instead of changing layers, which is a method of its own here"
+            raise Refusal(f"{kind} is not reached through peft", where="method.type", why=why, fix=f"method: {OWN[kind]}")
         if kind in UNFIT:
-            raise Refusal(f"{kind} cannot be trained here: it {UNFIT[kind][0]}", where="method.type", fix=UNFIT[kind][1])
+            why, fix = UNFIT[kind]
+            raise Refusal(f"{kind} cannot be trained in this loop", where="method.type", why=why, fix=fix)
         if kind not in known:
-            near = get_close_matches(kind, known, 1, 0.4)
-            usable = ", ".join(sorted(known.keys() - OWN.keys() - UNFIT.keys()))
-            raise Refusal(f"PEFT has no method {self.type!r}", where="method.type", fix=f"{f'{near[0]}? ' if near else ''}one of {usable}")
+            fix = closest(kind, known.keys() - OWN.keys() - UNFIT.keys())
+            raise Refusal(f"PEFT has no method {self.type!r}", where="method.type", fix=fix)
         names = {f.name for f in fields(known[kind])} - BOOKKEEPING
-        for name in self.options:
-            if name not in names:
-                near = get_close_matches(name, sorted(names), 1, 0.4)
-                fix = f"{f'{near[0]}? ' if near else ''}one of {', '.join(sorted(names))}"
-                raise Refusal(f"{kind} has no option {name!r}", where=f"method.options.{name}", fix=fix)
+        if odd := [name for name in self.options if name not in names]:
+            raise Refusal(f"{kind} has no option {odd[0]!r}", where=f"method.options.{odd[0]}", fix=closest(odd[0], names))
 
     def inject(self, net: Network) -> list[Insert]:
         return [Bridge(net, self)]
 
     def config(self, net: Network) -> PeftConfig:
-        """PEFT's configuration for this network. Whatever PEFT has against the options comes out as it says it."""
+        """PEFT's configuration for this network, freshly made, because PEFT fills it in."""
         kind = self.type.upper()
         return config_types()[kind](**{**targets(kind, net, self.options), **FIXED.get(kind, {}), **self.options})
 
@@ -105,8 +107,14 @@ def config_types() -> dict[str, Any]:
     return {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 
 
+def closest(name: str, names: Collection[str]) -> str:
+    """The nearest of these names, as a question, and all of them."""
+    near = get_close_matches(name, sorted(names), 1, 0.4)
+    return f"{f'{near[0]}? ' if near else ''}one of {', '.join(sorted(names))}"
+
+
 def targets(kind: str, net: Network, options: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The modules to change, as paths from `net.model`, where the options leave them open. Parts that never run are left out."""
+    """The modules to change, as paths from `net.model`, where the options leave them open; none that never run."""
     if kind == "TRAINABLE_TOKENS" or options.keys() & {"target_modules", "target_parameters", "feedforward_modules"}:
         return {}
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -116,28 +124,24 @@ def targets(kind: str, net: Network, options: Mapping[str, Any]) -> dict[str, li
     family = net.model.config.model_type
     table = IA3 if kind == "IA3" else PEFT_TYPE_TO_TUNER_MAPPING[kind].target_module_mapping
     found = matching(net, table.get(family) or ())
-    entrances = matching(net, FEEDFORWARD.get(family, ())) if found else net.anatomy.projections("down")
-    chosen = found or {"IA3": net.anatomy.projections("key", "value", "down"), "LN_TUNING": norms(net), "BEFT": net.anatomy.projections("value")}.get(
-        kind, list(net.anatomy.linears)
-    )
-    return {"target_modules": inside(chosen)} | ({"feedforward_modules": inside(entrances)} if kind == "IA3" else {})
+    exits = matching(net, FEEDFORWARD.get(family, ())) if found else net.anatomy.projections("down")
+    role = net.anatomy.projections
+    instead = {"IA3": role("key", "value", "down"), "LN_TUNING": norms(net), "BEFT": role("value")}.get(kind, list(net.anatomy.linears))
+    named = {"target_modules": found or instead} | ({"feedforward_modules": exits} if kind == "IA3" else {})
+    return {key: [path.removeprefix("model.") for path in paths] for key, paths in named.items()}
 
 
 def matching(net: Network, patterns: str | Sequence[str]) -> list[str]:
     """Paths of the modules that PEFT would match: a regular expression, or endings of paths."""
-    hit = (lambda n: re.fullmatch(patterns, n)) if isinstance(patterns, str) else (lambda n: f".{n}".endswith(tuple(f".{p}" for p in patterns)))
+    pattern = patterns if isinstance(patterns, str) else rf"(.*\.)?({'|'.join(map(re.escape, patterns))})"
     unused = tuple(f"{path}." for path in net.anatomy.unused)
-    return [f"model.{n}" for n, _ in net.model.named_modules() if n and hit(n) and not f"model.{n}.".startswith(unused)]
+    return [f"model.{n}" for n, _ in net.model.named_modules() if n and re.fullmatch(pattern, n) and not f"model.{n}.".startswith(unused)]
 
 
 def norms(net: Network) -> list[str]:
     """The norms inside the blocks and after them."""
     places = tuple(f"{path}." for path in (*net.anatomy.blocks, *net.anatomy.tails))
     return [n for n, m in net.named_modules() if f"{n}.".startswith(places) and "norm" in type(m).__name__.lower()]
-
-
-def inside(paths: Sequence[str]) -> list[str]:
-    return [path.removeprefix("model.") for path in paths]
 
 
 # ------------------------------------------------------------------------------------------------ what is put in and taken out
@@ -183,7 +187,7 @@ class Bridge(Insert):
             if id(module) not in known:
                 module.training = net.training
             if not derived:
-                module._non_persistent_buffers_set -= {n for n, t in module._buffers.items() if id(t) not in known}
+                keep_buffers(module, known)
         seen: set[int] = set()
         twice: list[str] = []
         for name, tensor in net.state_dict(keep_vars=True).items():
@@ -230,7 +234,8 @@ class Bridge(Insert):
                         raise ValueError("the base is stored in 4 or 8 bits, and rounding the change to them moves the outputs")
                     deepcopy(layer).merge(safe_merge=True)  # a trial of every layer first: no network is left half merged
         except (ValueError, NotImplementedError, AttributeError, RuntimeError) as e:
-            raise Refusal(f"PEFT cannot fold {self.kind} into these weights", where="export", why=first(e), fix="keep the artifact, which needs the base") from e
+            what, fix = f"PEFT cannot fold {self.kind} into these weights", "keep the artifact, which Tunesmith loads on its base"
+            raise Refusal(what, where="export", why=first(e), fix=fix) from e
         self.held[1].merge_and_unload(safe_merge=True)
         self.merged = True
 
@@ -262,8 +267,20 @@ def build(net: Network, method: Peft) -> tuple[BaseTuner, tuple[str, ...]]:
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](net.model, config, ADAPTER)
         tuner._cast_adapter_dtype(ADAPTER)
     if net.model.get_output_embeddings() is not out:
-        raise Refusal("PEFT would change the output embedding, whose weight our loss reads by itself", where="method.options", fix="leave it to method: head")
+        fix = "targets inside the blocks; method: head moves an output embedding that is not tied"
+        raise Refusal("PEFT would change the output embedding, whose weight our loss reads by itself", where="method.options", fix=fix)
+    if not any(p.requires_grad for p in net.model.parameters()):
+        raise ValueError("it finds nothing to train here")
     return tuner, tuple(dict.fromkeys(str(w.message) for w in caught))
+
+
+def keep_buffers(module: nn.Module, known: set[int]) -> None:
+    """What PEFT would draw or compute again becomes part of the state. Views get memory of their own, for the file's sake."""
+    for name in [n for n in module._non_persistent_buffers_set if id(module._buffers[n]) not in known]:
+        module._non_persistent_buffers_set.discard(name)
+        tensor = module._buffers[name]
+        if tensor is not None and tensor.untyped_storage().nbytes() != tensor.nbytes:
+            module._buffers[name] = tensor.clone()
 
 
 def forget(names: tuple[str, ...], _: nn.Module, state: dict[str, Tensor], prefix: str, __: object) -> None:
@@ -275,7 +292,8 @@ def forget(names: tuple[str, ...], _: nn.Module, state: dict[str, Tensor], prefi
 def refusal(error: Exception, method: Peft) -> Refusal:
     if isinstance(error, Refusal):
         return error
-    return Refusal(f"PEFT cannot put {method.type.upper()} into this network", where="method.options", why=first(error), fix="other options, or method: lora")
+    fix = "other options, a base that is not quantised, or method: lora"
+    return Refusal(f"PEFT cannot put {method.type.upper()} into this network", where="method.options", why=first(error), fix=fix)
 
 
 def first(error: Exception) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core import Insert, Method, Network, Slot
 from ..errors import Refusal
-from .reparametrise import Detour, Reparametrised
+from .reparametrise import Reparametrised
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from ..core import Batch, Ragged
 from ..errors import Refusal
+from ..hub import offline_if_unreachable
 from . import attention
 from .attention import NAME, Room, Seat
 from .dropout import quicken
 from .heads import Head, Pool
 from .parts import anatomy
+from .quantised import configuration, own_tensors, tame
 from .transformer import Transformer
 
 MINILM = ("sentence-transformers/all-MiniLM-L6-v2", "1110a243fdf4706b3f48f1d95db1a4f5529b4d41")
@@ -68,7 +70,8 @@ def sha256(path: Path) -> str:
 
 def load_tokenizer(source: Origin) -> hf.PreTrainedTokenizerBase:
     try:
-        tokenizer = hf.AutoTokenizer.from_pretrained(source.path, revision=source.revision or "main", trust_remote_code=False)
+        with offline_if_unreachable():
+            tokenizer = hf.AutoTokenizer.from_pretrained(source.path, revision=source.revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise unreachable(source, e) from e
     if tokenizer.pad_token is None:
@@ -78,7 +81,8 @@ def load_tokenizer(source: Origin) -> hf.PreTrainedTokenizerBase:
 
 def load_config(source: Origin) -> hf.PretrainedConfig:
     try:
-        config = hf.AutoConfig.from_pretrained(source.path, revision=source.revision or "main", trust_remote_code=False)
+        with offline_if_unreachable():
+            config = hf.AutoConfig.from_pretrained(source.path, revision=source.revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise unreachable(source, e) from e
     return config.get_text_config() if hasattr(config, "text_config") else config
@@ -112,7 +116,7 @@ def load_network(
     config = load_config(source)
     if dropout is not None:
         set_dropout(config, dropout)
-    extra = {} if source.bits is None else {"quantization_config": quantised(source.bits)}
+    extra = {} if source.bits is None else {"quantization_config": configuration(source.bits), "device_map": {"": torch.device(device)}}
     try:
         model = auto_class(config, generates).from_pretrained(
             source.path, revision=source.revision or "main", config=config, dtype="auto", use_safetensors=True, trust_remote_code=False,
@@ -121,21 +125,16 @@ def load_network(
     except (OSError, ValueError, ImportError) as e:
         raise unreachable(source, e) from e
     if source.bits is None:
-        model = model.to(device)
-    return look_over(model, generates, pool, tokenizer)
+        return look_over(model.to(device), generates, pool, tokenizer)
+    tame(model)
+    net = look_over(model, generates, pool, tokenizer)
+    net.register_state_dict_post_hook(own_tensors)
+    return net
 
 
 def attention_for(config: hf.PretrainedConfig) -> str:
     """DeBERTa-v2 computes its own disentangled attention and never asks the interface."""
     return "eager" if config.model_type in ("deberta-v2", "mpnet") else NAME
-
-
-def quantised(bits: int) -> hf.BitsAndBytesConfig:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise Refusal(f"a {bits}-bit base needs bitsandbytes", where="model.bits", fix='pip install "tunesmith[quant]"')
-    if bits == 4:
-        return hf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
-    return hf.BitsAndBytesConfig(load_in_8bit=True)
 
 
 def set_dropout(config: hf.PretrainedConfig, value: float) -> None:
@@ -242,11 +241,12 @@ def runs_packed(net: Transformer) -> bool:
     batch = two_rows(net)
     try:
         together = net.states(batch).rows()
-        alone = [net.padded(Batch({"ids": Ragged(row, (len(row),))})) for row in batch.ragged("ids").rows()]  # positions are the class's own
+        alone = [net.padded(Batch({"ids": Ragged(row, (len(row),))})) for row in batch.ragged("ids").rows()]  # in the class's own positions
     except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
         return False
     scale = max(float(row.abs().max()) for row in alone)
-    coarse = 30 if together[0].dtype in (torch.bfloat16, torch.float16) else 1
+    exact = together[0].dtype is torch.float32 and all(p.is_floating_point() for p in net.model.parameters())
+    coarse = 1 if exact else 30
     return all(float((a - b).abs().max()) <= PACK_TOLERANCE * coarse * scale for a, b in zip(together, alone, strict=True))
 
 

@@ -118,7 +118,7 @@ class Transformer(Network):
 
     def one_bucket(self, batch: Batch, order, bucket: Bucket, prompt: Tensor | None) -> Tensor:
         """(n, D) for the n tokens of one bucket."""
-        cut = lambda x: fill(order(x)[bucket.start : bucket.stop], bucket)  # noqa: E731
+        cut = lambda x: fill(order(x)[bucket.start : bucket.stop], bucket)
         ids, mask = cut(batch["ids"]), fill(torch.ones(bucket.stop - bucket.start, dtype=torch.long, device=self.device), bucket)
         inputs: dict[str, Tensor] = {"input_ids": ids}
         types = cut(batch["types"]) if "types" in batch else None

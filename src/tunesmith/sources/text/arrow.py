@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from tunesmith.errors import Refusal
+from tunesmith.hub import offline_if_unreachable
 from tunesmith.sources.text.decoding import MAX_UNPACKED
 from tunesmith.sources.text.records import Records, counted, too_big
 
@@ -73,7 +70,7 @@ def read_hub(name: str, split: str, key: str, near: list[str]) -> Records:
         raise Refusal(what, where=key, fix="pip install datasets") from None
     place, _, config = name.partition(":")
     try:
-        with _offline_if_unreachable():
+        with offline_if_unreachable():
             table = datasets.load_dataset(place, config or None, split=split)
     except Exception as fault:  # the library raises nearly every type; what the user can mend is in the first line
         raise _unavailable(name, key, fault, near) from fault
@@ -92,32 +89,6 @@ def _unavailable(name: str, key: str, fault: Exception, near: list[str]) -> Refu
     else:
         fix = "check the path; for the Hub, check the name and the connection (offline, only what is in the cache can be read)"
     return Refusal(f"there is no file {name}, and no such data set could be read from the Hub", where=key, why=reason, fix=fix)
-
-
-@contextmanager
-def _offline_if_unreachable() -> Iterator[None]:
-    """Where the Hub's name does not resolve, read the cache at once instead of after half a minute of retries."""
-    from datasets import config
-    from huggingface_hub import constants
-
-    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-    if not _reachable():
-        config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
-
-
-def _reachable() -> bool:
-    """A proxy resolves names itself, so behind one this cannot be known and is taken to be so."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
-    try:
-        return bool(socket.getaddrinfo(host, 443))
-    except OSError:
-        return False
 
 
 def _with_names(row: dict[str, Any], features: dict[str, Any]) -> dict[str, Any]:

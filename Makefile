@@ -1,0 +1,34 @@
+# Everything here needs Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint bench clean
+
+help: ## this text
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP) ## fine-tune the embedded model on the embedded data by all eight methods
+	$(BIN)/tunesmith demo
+
+test: $(STAMP) lint ## lint and all tests
+	$(BIN)/pytest
+
+lint: $(STAMP) ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(STAMP) ## against the peers; see benchmarks/README.md
+	$(BIN)/python benchmarks/peers.py
+
+clean: ## remove what was installed and what the demo wrote
+	rm -rf $(VENV) tunesmith-demo

@@ -1,0 +1,81 @@
+"""Asking a finished run: measuring it on a file, predicting, talking to it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .artifact import Tuned, describe, load, write
+from .dataset import Dataset, Part, desk_records, known
+from .errors import Refusal
+from .evaluate.evaluate import Probe
+from .job import references
+from .networks.decode import Sampling
+from .recipe import Recipe, recipe
+from .sources.table import Table
+from .sources.text.examples import Dialogue
+from .sources.text.formats import detect
+from .sources.text.read import read
+
+
+def evaluate(folder: Path, file: str) -> dict[str, Any]:
+    """The task's metrics on a file, read as the run's own data were."""
+    tuned, made = load(folder), recipe_of(folder)
+    d = made.data
+    if file.partition("/")[0] == "desk" and not Path(file).exists():
+        records = desk_records("desk", made.task, "test" if file == "desk" else file.partition("/")[2])
+    else:
+        records = read(file, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split="test", where_key="data")
+    found = detect(records, made.task, d.columns or None, multi_label=d.multi_label, bad_rows=d.bad_rows, repair=d.repair)
+    known(tuned.task, found.examples(), "eval")
+    part = Part("eval", found, tuned.reader.encode(found.examples(), tuned.task))
+    outcome = probe(part, tuned, made).ask(tuned.net)
+    return {"rows": len(part.examples), "loss": outcome.loss, "scores": dict(outcome.scores.values), "undefined": dict(outcome.scores.reasons)}
+
+
+def probe(part: Part, tuned: Tuned, made: Recipe) -> Probe:
+    table = Table(part.encoded.columns, tuned.task.name, device=tuned.net.device)
+    data = Dataset(tuned.task, tuned.reader, None, part, None, None)  # type: ignore[arg-type]
+    examples = part.examples[: made.evaluate.samples]
+    asked = [e.turns[:-1] for e in examples if isinstance(e, Dialogue)]
+    writes = (lambda net: write(net, tuned.reader, asked, Sampling(made.evaluate.max_new_tokens))) if asked else None
+    return Probe("eval", lambda net: table.once(), tuned.task.kind, tuned.task.labels, references(part, data), writes)
+
+
+def recipe_of(folder: Path) -> Recipe:
+    try:
+        return recipe(yaml.safe_load((folder / "recipe.yaml").read_text()))
+    except OSError as e:
+        raise Refusal(f"{folder} is not the folder of a run", why="recipe.yaml is missing") from e
+
+
+def predictions(folder: Path, asked: Sequence[Any], max_new_tokens: int, temperature: float) -> Iterator[dict[str, Any]]:
+    yield from load(folder).predict(asked, sampling=Sampling(max_new_tokens, temperature))
+
+
+def lines_of(file: str) -> list[Any]:
+    """Texts, [text, pair] or messages from a file; lines from standard input."""
+    if file == "-":
+        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    rows = read(file).rows
+    for keys in (("text", "pair"), ("sentence1", "sentence2"), ("text",), ("messages",), ("prompt",), ("sentence",)):
+        if all(key in rows[0] for key in keys):
+            return [row[keys[0]] if len(keys) == 1 else [row[k] for k in keys] for row in rows]
+    raise Refusal(f"no column text, prompt or messages; found {', '.join(map(str, rows[0]))}", where=file, fix="rename one of them")
+
+
+def chat(folder: Path, max_new_tokens: int, temperature: float) -> None:
+    """A conversation on the terminal; classifiers and taggers answer line by line. An empty line or Ctrl-D ends it."""
+    if not sys.stdin.isatty():
+        raise Refusal("nothing to predict", where="predict", fix=f'tunesmith predict {folder} "a text", or --file FILE')
+    tuned, said = load(folder), []
+    print(f"{describe(folder).model['name']}, {tuned.task.name}. An empty line ends.")
+    while line := input("> ").strip():
+        said.append({"role": "user", "content": line})
+        answer = tuned.predict([said if tuned.task.kind == "generate" else line], sampling=Sampling(max_new_tokens, temperature))[0]
+        print(answer.get("text", answer))
+        said.append({"role": "assistant", "content": answer.get("text", "")})

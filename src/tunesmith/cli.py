@@ -1,0 +1,228 @@
+"""The verbs. Nothing heavy is imported until a verb needs it, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import BUG, INTERRUPTED, Refusal
+
+app = typer.Typer(
+    name="tunesmith", no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Every way to fine-tune a Transformer, in one place, measured side by side on your own data.",
+)  # fmt: skip
+LOOSE = {"allow_extra_args": True, "ignore_unknown_options": True}
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe. Then any number of key=value, or --key value, to override it.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; progress on standard error.")]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
+
+
+def main() -> None:
+    """Entry point: a Refusal is one message and its exit code; anything else is our bug and keeps its traceback with TUNESMITH_DEBUG=1."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app(standalone_mode=False)
+    except Refusal as e:
+        fail(str(e), e.code)
+    except typer.Exit as e:
+        sys.exit(e.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        fail("stopped", INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as e:
+        shown = getattr(e, "format_message", None)  # click's own complaints about flags
+        if shown is not None:
+            fail(shown(), getattr(e, "exit_code", 2))
+        if os.environ.get("TUNESMITH_DEBUG"):
+            raise
+        fail(f"{type(e).__name__}: {e}\n  why: this is a fault of Tunesmith, not yours\n  fix: run it again with TUNESMITH_DEBUG=1 and report what it prints", BUG)
+
+
+def fail(text: str, code: int) -> None:
+    print(f"tunesmith: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
+def overrides(context: typer.Context) -> list[str]:
+    """`key=value`, `--key value`, `--key=value` and bare `--flag` after the recipe, all as key=value."""
+    found: list[str] = []
+    rest = list(context.args)
+    while rest:
+        word = rest.pop(0)
+        if "=" in word or not word.startswith("--"):
+            found.append(word.removeprefix("--"))
+        elif rest and not rest[0].startswith("--") and "=" not in rest[0]:
+            found.append(f"{word.removeprefix('--')}={rest.pop(0)}")
+        else:
+            found.append(f"{word.removeprefix('--')}=true")
+    return found
+
+
+def tell(as_json: bool, record: Any, human: Callable[[], None]) -> None:
+    if as_json:
+        print(json.dumps(record, ensure_ascii=False))
+    else:
+        human()
+
+
+@app.command(help="Look at a data file and write a commented recipe for it.")
+def init(
+    data: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, TSV, Parquet, CoNLL, text, or a hub data set.")],
+    out: Annotated[Path, typer.Option(help="Where to write the recipe.")] = Path("recipe.yaml"),
+    task: Annotated[str | None, typer.Option(help="classify, tag, score or generate; by default what the columns say.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace the recipe if it is there.")] = False,
+    json: Json = False,  # noqa: A002
+) -> None:
+    from .start import init as write
+
+    text, notes = write(data, out, task, force)
+    tell(json, {"recipe": str(out), "notes": notes}, lambda: print("\n".join([text, *(f"note: {n}" for n in notes), f"\nnext: tunesmith check {out}"])))
+
+
+@app.command(context_settings=LOOSE, help="Say everything that can be known before training: data, tokens, parameters, memory. Trains nothing.")
+def check(context: typer.Context, recipe: RecipeFile, json: Json = False) -> None:  # noqa: A002
+    from .check import check as look
+    from .progress import Reporter
+    from .recipe import read_recipe
+
+    report = look(read_recipe(recipe, overrides(context)), Reporter())
+    tell(json, {**report.facts, "warnings": report.warnings}, lambda: print(check_text(report.facts, report.warnings, recipe)))
+
+
+def check_text(facts: dict[str, Any], warnings: list[str], recipe: Path) -> str:
+    lines = [f"{facts['format']}; rows: " + ", ".join(f"{k} {v:,}" for k, v in facts["rows"].items())]
+    lines += [f"  {row}" for row in facts["first_rows"]]
+    for part, counts in facts["labels"].items():
+        lines.append(f"labels in {part}: " + ", ".join(f"{k} {v}" for k, v in list(counts.items())[:16]) + (" ..." if len(counts) > 16 else ""))
+    for part, t in facts["tokens"].items():
+        lines.append(f"tokens in {part}: {t['per_epoch']:,} an epoch; rows: median {t['median']}, 95 % under {t['p95']}, longest {t['longest']}, limit {t['max_length']}")
+    lines.append(f"trains {facts['trainable_parameters']:,} of {facts['total_parameters']:,} parameters at rate {facts['learning_rate']:g} for {facts['steps']:,} steps; resting blocks: {facts['frozen_blocks']}")
+    lines.append(f"predicted peak memory: {facts['predicted_peak_memory_bytes'] / 1e9:.2f} GB")
+    lines += [f"note: {n}" for n in facts["notes"]] + [f"warning: {w}" for w in warnings] + [f"\nnext: tunesmith run {recipe}"]
+    return "\n".join(lines)
+
+
+@app.command(context_settings=LOOSE, help="Train by a recipe. The same command continues an interrupted run.")
+def run(
+    context: typer.Context,
+    recipe: RecipeFile,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier run in the same folder.")] = False,
+    json: Json = False,  # noqa: A002
+) -> None:
+    from .job import run as train
+    from .progress import Reporter
+    from .recipe import read_recipe
+
+    result = train(read_recipe(recipe, overrides(context)), Reporter(), fresh=fresh)
+    tell(json, {"folder": str(result.folder), **result.record}, lambda: print(run_text(result)))
+
+
+def run_text(result: Any) -> str:
+    r = result.record
+    lines = [f"{k}: {value(r['before'].get(k))} -> {value(v)}" for k, v in r["after"].items()]
+    lines.append(f"{r['trainable_parameters']:,} parameters, {r['artifact_bytes'] / 1e6:.2f} MB, {r['train_seconds']:.1f} s, peak {r['peak_memory_bytes'] / 1e9:.2f} GB; {r['stopped']}")
+    return "\n".join([*lines, f"{result.folder}/artifact", f'\nnext: tunesmith predict {result.folder} "..."'])
+
+
+def value(number: float | None) -> str:
+    return "undefined" if number is None else f"{number:.4g}"
+
+
+@app.command(context_settings=LOOSE, help="Train one recipe by several methods and print the table.")
+def compare(
+    context: typer.Context,
+    recipe: RecipeFile,
+    methods: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs in the same folders.")] = False,
+    json: Json = False,  # noqa: A002
+) -> None:
+    from rich.console import Console
+
+    from .compare.plain import EIGHT, table
+    from .compare.plain import compare as arms
+    from .progress import Reporter
+    from .recipe import read_recipe
+
+    results = arms(read_recipe(recipe, overrides(context)), EIGHT if methods == "all" else methods.split(","), Reporter(), fresh=fresh)
+    tell(json, {"arms": [r.record for r in results]}, lambda: Console(width=max(110, Console().width)).print(table(results)))
+
+
+@app.command("eval", help="Measure a finished run on a file.")
+def evaluate(folder: RunFolder, data: Annotated[str, typer.Argument(help="A file in the format of the training data.")], json: Json = False) -> None:  # noqa: A002
+    from .ask import evaluate as measure
+
+    scores = measure(folder, data)
+    tell(json, scores, lambda: print("\n".join(f"{k}: {value(v)}" for k, v in scores["scores"].items())))
+
+
+@app.command(help="Ask a finished run: texts as arguments, a file, or a chat.")
+def predict(
+    folder: RunFolder,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts. None: a file with --file, else a chat on the terminal.")] = None,
+    file: Annotated[str | None, typer.Option(help="A file with a text, prompt or messages column; - for lines on standard input.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    json: Json = False,  # noqa: A002
+) -> None:
+    from .ask import chat, lines_of, predictions
+
+    asked = lines_of(file) if file else texts
+    if not asked:
+        chat(folder, max_new_tokens, temperature)
+        return
+    for record in predictions(folder, asked, max_new_tokens, temperature):
+        tell(json, record, lambda record=record: print(record["text"] if list(record) == ["text"] else globals()["json"].dumps(record, ensure_ascii=False)))
+
+
+@app.command(help="Write a plain Hugging Face model with the change folded in.")
+def export(folder: RunFolder, out: Annotated[Path, typer.Argument(help="A new folder.")], json: Json = False) -> None:  # noqa: A002
+    from .artifact import export as merge
+
+    files = merge(folder, out)
+    tell(json, {"folder": str(out), "files": files}, lambda: print(f"{out}: {', '.join(files)}"))
+
+
+@app.command("list", help="What there is: methods, objectives, sources, updates, tasks.")
+def catalogue(
+    what: Annotated[str | None, typer.Argument(help="One of them.")] = None,
+    json: Json = False,  # noqa: A002
+) -> None:
+    from .methods import METHODS
+    from .recipe import vocabulary
+
+    found = vocabulary()
+    if what and what not in found:
+        raise Refusal(f"there are no {what}", where="list", fix=f"one of {', '.join(found)}")
+    shown = {k: v for k, v in found.items() if what in (None, k)}
+    about = {name: (cls.__doc__ or "").strip().splitlines()[0] for name, cls in METHODS.items()}
+    tell(json, shown, lambda: print("\n".join(f"{k}:\n" + "\n".join(f"  {n:10s} {about.get(n, '') if k == 'methods' else ''}".rstrip() for n in v) for k, v in shown.items())))
+
+
+@app.command(help="Fine-tune the embedded model on the embedded data by all eight methods and print one table. Six minutes on two cores.")
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("tunesmith-demo"),
+    json: Json = False,  # noqa: A002
+) -> None:
+    from .show import demo as show
+
+    show(out, json)
+
+
+@app.command(help="The version.")
+def version() -> None:
+    from . import __version__
+
+    print(__version__)
+
+
+if __name__ == "__main__":
+    main()
