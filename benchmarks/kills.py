@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from tunesmith.checkpoint import damage
-from tunesmith.job import run
+from tunesmith.train import run
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
 

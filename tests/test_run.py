@@ -14,7 +14,7 @@ import tunesmith
 from tunesmith.artifact import export, load
 from tunesmith.compare.plain import EIGHT
 from tunesmith.errors import Refusal
-from tunesmith.job import run
+from tunesmith.train import run
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .artifact import Tuned
-    from .job import Result
+    from .train import Result
 
 __version__ = "0.1.0"
 __all__ = ["load", "run"]
@@ -21,7 +21,7 @@ __all__ = ["load", "run"]
 def run(recipe: str | dict[str, Any], *overrides: str, fresh: bool = False) -> Result:
     """Train by a recipe: a file's path, or its content as a dict. `overrides` are `key=value` as on the command line."""
     from . import recipe as recipes
-    from .job import run as train
+    from .train import run as train
 
     return train(recipes.read_recipe(recipe, overrides) if isinstance(recipe, str) else recipes.recipe(recipe), fresh=fresh)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # it speaks at import, whether or not it is used
     try:
         app(standalone_mode=False)
     except Refusal as e:
@@ -118,7 +120,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier run in the same folder.")] = False,
     json: Json = False,  # noqa: A002
 ) -> None:
-    from .job import run as train
+    from .train import run as train
     from .progress import Reporter
     from .recipe import read_recipe
 

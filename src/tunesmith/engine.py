@@ -13,7 +13,7 @@ def fit(run: Run) -> Run:
     check(run)
     first = 0
     for stage in run.stream:
-        if first <= run.done < first + stage.steps:
+        if not run.halt and first <= run.done < first + stage.steps:
             batches = stage.train.batches(run.net, (run.done - first) * run.accumulate)  # lazy: a source may look at the network as it is now
             while run.done < first + stage.steps and not run.halt:
                 run.delta.advance((run.done - first) // stage.period)

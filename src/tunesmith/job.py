@@ -1,32 +1,19 @@
-"""From a recipe to a finished run: build the five nouns, continue or begin, train, measure, leave the artifact."""
+"""From a recipe to the five nouns, side by side: everything a run needs, before its first step."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import shutil
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers
-import yaml
-from safetensors.torch import load_file, save
 
-from . import machine
-from .artifact import Description, save_artifact, write
-from .card import card
-from .checkpoint import Checkpoints, Lock, owned, write_file
+from .artifact import write
 from .core import Batch, Delta, Method, Network, Ragged, Run, Stage
-from .dataset import Dataset, Part, read_data
-from .engine import fit
-from .errors import Diverged, OutOfMemory, Refusal
-from .evaluate.evaluate import Outcome, Probe
-from .listeners import Clock, Evaluate, Journal, Show, Signals, Skip
+from .dataset import Dataset, Part
+from .errors import Refusal
+from .evaluate.evaluate import Probe
 from .networks.decode import Sampling
 from .networks.load import HeadSpec, add_head, load_network
 from .networks.precision import DTYPES, Choice, Sizes, choose
@@ -53,21 +40,6 @@ class Job:
     probe: Probe | None
     test: Probe | None
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What result.json holds, and the folder it lies in."""
-
-    folder: Path
-    record: Mapping[str, Any]
-
-    def __getitem__(self, key: str) -> Any:
-        return self.record[key]
-
-    def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in self.record.items())
-        return f"<table>{rows}</table>"
 
 
 # ------------------------------------------------------------------------------------------------ build
@@ -206,205 +178,3 @@ def writer(part: Part, data: Dataset, recipe: Recipe):
         return None
     asked = [e.turns[:-1] for e in examples]  # type: ignore[union-attr]
     return lambda net: write(net, data.reader, asked, Sampling(recipe.evaluate.max_new_tokens))
-
-
-# ------------------------------------------------------------------------------------------------ run
-
-
-def run(recipe: Recipe, reporter: Reporter | None = None, *, fresh: bool = False) -> Result:
-    """Train by a recipe; an interrupted run continues, a finished one is returned as it is."""
-    reporter = reporter or Reporter()
-    machine.keep_freed_memory()
-    machine.reset_peak()
-    torch.set_num_threads(recipe.threads or torch.get_num_threads())
-    folder = recipe.folder
-    lock = Lock(folder)
-    try:
-        if fresh:
-            start_anew(folder)
-        recipe = as_begun(recipe, folder)
-        done = finished(recipe, folder)
-        if done:
-            reporter.say(f"{folder} is finished; --fresh trains anew")
-            return done
-        return train(recipe, folder, reporter)
-    except (MemoryError, RuntimeError) as e:
-        raise translated(e, recipe) from e
-    finally:
-        lock.release()
-
-
-def translated(error: Exception, recipe: Recipe) -> Exception:
-    """Running out of memory is the user's to mend; everything else is ours."""
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
-        return OutOfMemory(
-            "out of memory",
-            why=str(error).splitlines()[0] if str(error) else "",
-            fix=f"update.micro={recipe.update.micro // 4}, recompute=true, or a smaller data.max_length; none of them changes what is learnt but the last",
-        )
-    return error
-
-
-def start_anew(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name != ".lock":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def as_begun(recipe: Recipe, folder: Path) -> Recipe:
-    """What was decided by measurement when the run began stays decided."""
-    try:
-        begun = yaml.safe_load((folder / "recipe.yaml").read_text())
-    except (OSError, yaml.YAMLError):
-        return recipe
-    keys = {k: begun[k] for k in ("dtype", "kernel") if getattr(recipe, k) == "auto" and k in begun}
-    return replace(recipe, **keys)
-
-
-def finished(recipe: Recipe, folder: Path) -> Result | None:
-    try:
-        record = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return Result(folder, record) if record.get("recipe") == identity(recipe) else None
-
-
-def identity(recipe: Recipe) -> dict[str, Any]:
-    """The keys that decide what is trained; where it lies and how often it is saved do not."""
-    return {k: v for k, v in recipe.plain().items() if k not in ("out", "checkpoint", "threads", "dtype", "kernel")}
-
-
-def train(recipe: Recipe, folder: Path, reporter: Reporter) -> Result:
-    data = read_data(recipe)
-    reporter.say(f"data: {data.train.format.name}, {len(data.train.examples)} rows to learn from" + (f", {len(data.eval.examples)} to judge by" if data.eval else ""))
-    job = assemble(recipe, data, load_base(recipe, data), reporter)
-    for note in job.notes:
-        reporter.say(f"note: {note}")
-    trained = sum(p.numel() for p in job.delta.parameters().values())
-    reporter.say(f"{recipe.method['kind']}: {trained:,} parameters train; {job.choice.dtype}, {job.choice.kernel} attention ({job.choice.why})")
-    write_file(folder / "recipe.yaml", replace(recipe, dtype=job.choice.dtype, kernel=job.choice.kernel).text().encode())
-    return finish(job, folder, *follow(job, folder, reporter), reporter)
-
-
-def follow(job: Job, folder: Path, reporter: Reporter) -> tuple[Evaluate | None, Clock]:
-    """Listen, continue from what is there, and train to the end."""
-    recipe, run_ = job.recipe, job.run
-    period = run_.stream[0].period
-    clock, journal = Clock(recipe.budget.minutes or 0.0), Journal(folder / "metrics.jsonl")
-    watch = Evaluate(job.probe, every(recipe.evaluate.every, period), recipe.evaluate.patience, best_keeper(recipe, folder)) if job.probe else None
-    saving = Checkpoints(folder / "checkpoints", fingerprint(job), every(recipe.checkpoint.every, period), recipe.checkpoint.keep)
-    signals = Signals(saving.save)
-    with reporter.bar(recipe.method["kind"]) as bar, signals:
-        run_.listeners = [clock, journal, Show(bar.told), *([watch] if watch else []), saving, signals, Skip(clock)]
-        run_.update.prepare(run_)  # type: ignore[attr-defined]
-        resumed = saving.resume(run_)
-        for line in saving.said:
-            reporter.say(line, "yellow")
-        journal.rewind(run_.done)
-        if resumed:
-            reporter.say(f"continuing after step {run_.done} of {run_.total}")
-        elif watch:
-            watch.ask(run_)
-        warm(job)
-        clock.skip()
-        guarded(job, saving)
-    return watch, clock
-
-
-def guarded(job: Job, saving: Checkpoints) -> None:
-    """A run that diverges keeps the weights it had before."""
-    try:
-        fit(job.run)
-    except Diverged:
-        saving.save(job.run)
-        raise
-
-
-def warm(job: Job) -> None:
-    """States of the frozen trunk are computed before the clock starts to count steps."""
-    source = job.run.stream[0].train
-    if isinstance(source, Features):
-        source.fill(job.net)
-
-
-def every(given: int | str, period: int) -> int:
-    return period if given == "epoch" else int(given)
-
-
-def best_keeper(recipe: Recipe, folder: Path):
-    if not recipe.evaluate.best:
-        return None
-    return lambda state: write_file(folder / "checkpoints" / "best.safetensors", save(owned(state)))
-
-
-def fingerprint(job: Job) -> dict[str, Any]:
-    """What must not change between the parts of one run."""
-    return {
-        "recipe": identity(job.recipe),
-        "data": job.data.fingerprint,
-        "dtype": job.choice.dtype,
-        "kernel": job.choice.kernel,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def finish(job: Job, folder: Path, watch: Evaluate | None, clock: Clock, reporter: Reporter) -> Result:
-    after: Outcome | None = None
-    best = folder / "checkpoints" / "best.safetensors"
-    if watch and job.recipe.evaluate.best and watch.best.get("step", 0) not in (0, job.run.done) and best.exists():
-        job.delta.load_state_dict(load_file(best))
-        reporter.say(f"the best evaluation was at step {watch.best['step']}; its weights are kept")
-    if job.probe:
-        after = job.probe.ask(job.net)
-    peak = machine.peak_memory()
-    size = save_artifact(folder / "artifact", job.net, job.delta, job.method, description(job), job.data.reader.tokenizer)
-    record = record_of(job, watch, after, clock, size, peak)
-    if job.test:
-        record["test"] = dict(job.test.ask(job.net).scores.values)
-    write_file(folder / "README.md", card(job.recipe, job.data, record).encode())
-    write_file(folder / "result.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
-    with contextlib.suppress(OSError):
-        shutil.rmtree(folder / "checkpoints")
-    return Result(folder, record)
-
-
-def description(job: Job) -> Description:
-    r, reader = job.recipe, job.data.reader
-    texts = {k: getattr(reader, k) for k in ("max_length", "types", "seq2seq", "template", "learn_prompt")}
-    head = {k: v for k, v in asdict(head_spec(r, job.data)).items() if k != "classes"}
-    return Description(asdict(r.model), asdict(job.data.task), {**asdict(job.method), "kind": r.method["kind"]}, head, job.net.pool, texts, job.choice.dtype, job.choice.kernel)  # type: ignore[call-overload]
-
-
-def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Clock, size: int, peak: int) -> dict[str, Any]:
-    r, trains = job.recipe, job.delta.parameters()
-    before = {k: v for k, v in watch.history[0].items() if k != "step"} if watch else {}
-    return {
-        "task": r.task,
-        "model": r.model.name,
-        "method": r.method["kind"],
-        "objective": r.objective["kind"],
-        "stream": r.stream["kind"],
-        "seed": r.seed,
-        "metric": after.scores.main if after else None,
-        "before": before,
-        "after": {"loss": after.loss, **after.scores.values} if after else {},
-        "undefined": dict(after.scores.reasons) if after else {},
-        "history": watch.history if watch else [],
-        "trainable_parameters": sum(p.numel() for p in trains.values()),
-        "total_parameters": sum(p.numel() for p in job.net.parameters()),
-        "artifact_bytes": size,
-        "peak_memory_bytes": peak,
-        "train_seconds": round(clock.seconds, 3),
-        "real_tokens_per_second": round(clock.tokens / clock.seconds, 1) if clock.seconds else None,
-        "steps": job.run.done,
-        "stopped": job.run.halt or "the budget is used up",
-        "learning_rate": job.run.update.rate,  # type: ignore[attr-defined]
-        "dtype": job.choice.dtype,
-        "kernel": job.choice.kernel,
-        "train_rows": len(job.data.train.examples),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "recipe": identity(r),
-    }
-
-

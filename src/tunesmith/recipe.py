@@ -256,6 +256,8 @@ def kinds(data: Mapping[str, Any], places: Places | None) -> None:
     for section, table in TABLES.items():
         if section not in data:
             continue
+        if not isinstance(data[section], Mapping):
+            raise Refusal(f"`{section}` is {data[section]!r}", where=at(places, section), fix=f"{section}: {next(iter(table))}, or {{kind: {next(iter(table))}, ...}}")
         kind = data[section].get("kind", next(iter(table)) if section != "method" else None)
         if kind not in table:
             near = closest(str(kind), table)

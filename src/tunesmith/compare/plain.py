@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from ..errors import Refusal
-from ..job import Result, run
+from ..train import Result, run
 from ..methods import METHODS
 from ..progress import Reporter
 from ..recipe import Recipe

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,26 +15,13 @@ from torch import Tensor, nn
 from ..core import Insert, Method, Network
 from ..errors import Refusal
 from .linear import quantised
+from .peft_types import BOOKKEEPING, FIXED, NEEDS, OWN, UNFIT, closest, config_types, targets
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from peft.tuners.tuners_utils import BaseTuner
 
 ADAPTER = "default"  # the name PEFT gives an adapter of which there is one
-OWN = {"PROMPT_TUNING": "prompt", "P_TUNING": "prompt", "MULTITASK_PROMPT_TUNING": "prompt", "CPT": "prompt"}
-OWN |= {"PREFIX_TUNING": "prefix", "CARTRIDGE": "prefix", "ADAPTION_PROMPT": "prefix"}
-UNFIT = {
-    "ADALORA": ("it moves rank between layers by calls from its own training loop", "type: LORA, or method: lora"),
-    "POLY": ("it wants a task number beside every input, which no model's forward takes", "type: LORA, one run a task"),
-    "XLORA": ("it mixes LoRA adapters that were trained before", "type: LORA"),
-    "LILY": ("it routes by a mean over all rows of a batch, so that rows change one another", "type: LORA"),
-    "SHADOW": ("it runs a second network beside the first instead of changing the first", "type: LORA, or method: adapter"),
-}
-FIXED = {
-    "SHIRA": {"random_seed": 0},  # which weights move would be drawn anew at each attachment, and is not in the state
-    "FROD": {"progressbar": False},
-}
-BOOKKEEPING = {"peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +58,9 @@ class Peft(Method):
             raise Refusal(f"PEFT has no method {self.type!r}", where="method.type", fix=fix)
         names = {f.name for f in fields(known[kind])} - BOOKKEEPING
         if odd := [name for name in self.options if name not in names]:
-            raise Refusal(f"{kind} has no option {odd[0]!r}", where=f"method.options.{odd[0]}", fix=closest(odd[0], names))
+            raise Refusal(f"{kind} has no option {odd[0]!r}", where=f"method.options.{odd[0]}", fix=closest(str(odd[0]), names))
+        if kind in NEEDS and not self.options.get(NEEDS[kind]):
+            raise Refusal(f"{kind} needs {NEEDS[kind]}", where="method.options", fix=f"options: {{{NEEDS[kind]}: [...]}}")
 
     def inject(self, net: Network) -> list[Insert]:
         return [Bridge(net, self)]
@@ -94,61 +79,11 @@ class Peft(Method):
         return [] if bridge is None else [f"peft {self.type.upper()}: {text}" for text in bridge.said]
 
 
-# ------------------------------------------------------------------------------------------------ what PEFT knows
-
-
-def config_types() -> dict[str, Any]:
-    """Name of a method -> the class of its configuration. Imports PEFT."""
-    if importlib.util.find_spec("peft") is None:
-        raise Refusal("this method needs peft", where="method", fix='pip install "tunesmith[peft]"')
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it tells of a kernel it lacks
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    return {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-
-
-def closest(name: str, names: Collection[str]) -> str:
-    """The nearest of these names, as a question, and all of them."""
-    near = get_close_matches(name, sorted(names), 1, 0.4)
-    return f"{f'{near[0]}? ' if near else ''}one of {', '.join(sorted(names))}"
-
-
-def targets(kind: str, net: Network, options: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The modules to change, as paths from `net.model`, where the options leave them open; none that never run."""
-    if kind == "TRAINABLE_TOKENS" or options.keys() & {"target_modules", "target_parameters", "feedforward_modules"}:
-        return {}
-    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD
-    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3
-
-    family = net.model.config.model_type
-    table = IA3 if kind == "IA3" else PEFT_TYPE_TO_TUNER_MAPPING[kind].target_module_mapping
-    found = matching(net, table.get(family) or ())
-    exits = matching(net, FEEDFORWARD.get(family, ())) if found else net.anatomy.projections("down")
-    role = net.anatomy.projections
-    instead = {"IA3": role("key", "value", "down"), "LN_TUNING": norms(net), "BEFT": role("value")}.get(kind, list(net.anatomy.linears))
-    named = {"target_modules": found or instead} | ({"feedforward_modules": exits} if kind == "IA3" else {})
-    return {key: [path.removeprefix("model.") for path in paths] for key, paths in named.items()}
-
-
-def matching(net: Network, patterns: str | Sequence[str]) -> list[str]:
-    """Paths of the modules that PEFT would match: a regular expression, or endings of paths."""
-    pattern = patterns if isinstance(patterns, str) else rf"(.*\.)?({'|'.join(map(re.escape, patterns))})"
-    unused = tuple(f"{path}." for path in net.anatomy.unused)
-    return [f"model.{n}" for n, _ in net.model.named_modules() if n and re.fullmatch(pattern, n) and not f"model.{n}.".startswith(unused)]
-
-
-def norms(net: Network) -> list[str]:
-    """The norms inside the blocks and after them."""
-    places = tuple(f"{path}." for path in (*net.anatomy.blocks, *net.anatomy.tails))
-    return [n for n, m in net.named_modules() if f"{n}.".startswith(places) and "norm" in type(m).__name__.lower()]
-
-
 # ------------------------------------------------------------------------------------------------ what is put in and taken out
 
 
 def bridge_of(net: Network) -> Bridge | None:
-    return net.__dict__.get("peft_bridge")
+    return vars(net).get("peft_bridge")
 
 
 class Bridge(Insert):
@@ -174,11 +109,10 @@ class Bridge(Insert):
                 p.requires_grad_(flag)
             raise refusal(e, method) from e
         self.held = (net, tuner)  # a tuple, lest the network become a child of its guest
-        self.rewritten = [(p, copy) for p, copy in copies if not torch.equal(p.data, copy)]
-        self.covered: list[Tensor] = []
+        self.rewritten = [place for p, copy in copies if not torch.equal(p.data, copy) for place in replaced(net, p, copy)]
         self.trainable = frozenset(n for n, p in net.named_parameters() if n.startswith("model.") and p.requires_grad)
         self.settle(net, known, method)
-        net.__dict__["peft_bridge"] = self
+        vars(net)["peft_bridge"] = self  # not a child
 
     def settle(self, net: Network, known: set[int], method: Peft) -> None:
         """Make PEFT's modules behave like ours: in the network's mode, and each of their tensors in the state, once."""
@@ -211,11 +145,8 @@ class Bridge(Insert):
             layer.enable_adapters(value)
         for p, flag in flags:
             p.requires_grad_(flag)
-        if not value:
-            self.covered = [p.data for p, _ in self.rewritten]
-        for (p, original), tuned in zip(self.rewritten, self.covered, strict=True):
-            if not value or p.data.data_ptr() == original.data_ptr():  # else the delta has put its own value back already
-                p.data = tuned if value else original
+        for host, name, original, rewritten in self.rewritten:
+            host._parameters[name] = rewritten if value else original
 
     def layers(self) -> Iterator[Any]:
         """PEFT's layers, and its wrappers of modules that train whole."""
@@ -245,7 +176,7 @@ class Bridge(Insert):
             self.on = False
             self.restore(net, [])
         self.hook.remove()
-        del net.__dict__["peft_bridge"]
+        del vars(net)["peft_bridge"]
 
     def restore(self, net: Network, copies: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
         for module, children in self.children_before:
@@ -260,18 +191,32 @@ def build(net: Network, method: Peft) -> tuple[BaseTuner, tuple[str, ...]]:
     """PEFT's tuner, its layers now in the network, and what it said meanwhile."""
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-    out = net.model.get_output_embeddings()
+    model: Any = net.model
+    out = model.get_output_embeddings()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        config = method.config(net)
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](net.model, config, ADAPTER)
+        config: Any = method.config(net)
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model, config, ADAPTER)
         tuner._cast_adapter_dtype(ADAPTER)
-    if net.model.get_output_embeddings() is not out:
+    if model.get_output_embeddings() is not out:
         fix = "targets inside the blocks; method: head moves an output embedding that is not tied"
         raise Refusal("PEFT would change the output embedding, whose weight our loss reads by itself", where="method.options", fix=fix)
-    if not any(p.requires_grad for p in net.model.parameters()):
+    if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("it finds nothing to train here")
     return tuner, tuple(dict.fromkeys(str(w.message) for w in caught))
+
+
+def replaced(net: Network, p: nn.Parameter, values: Tensor) -> list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]:
+    """Give a base weight that PEFT rewrote its values again, and put a new parameter with PEFT's in its place: added, hence stored.
+
+    Returns (host, name, original, rewritten) for each place.
+    """
+    rewritten = nn.Parameter(p.data, requires_grad=p.requires_grad)
+    p.data = values
+    places = [(m, n, p, rewritten) for m in net.model.modules() for n, q in m._parameters.items() if q is p]
+    for host, name, _, _ in places:
+        host._parameters[name] = rewritten
+    return places
 
 
 def keep_buffers(module: nn.Module, known: set[int]) -> None:

@@ -45,7 +45,7 @@ class Descend:
         batches = [piece for batch in micro for piece in pieces(batch, self.micro)]
         total, record = units(run, batches), Counter()
         for batch in batches:
-            losses = {k: v / total[k] for k, v in run.objective(run.net, batch).items()}
+            losses = {k: v / (total[k] or 1) for k, v in run.objective(run.net, batch).items()}
             torch.stack(list(losses.values())).sum().backward()
             record.update({k: v.detach() for k, v in losses.items()})
         params = [p for group in optimizer.param_groups for p in group["params"]]
