@@ -52,11 +52,15 @@ def asked(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--malloc", action="store_true", help="let glibc keep freed memory in the peers' processes too, as ours does")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: of the processor; with --threads 1 only")
     parser.add_argument("--others", type=float, default=0.15, help="cores that other processes may take during a measurement")
     parser.add_argument("--equal", action="store_true", help="compare losses step by step instead of speed")
     parser.add_argument("--steps", type=int, default=20, help="of --equal")
     parser.add_argument("--json", type=Path, help="write every measurement here")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.clock == "cpu" and args.threads != 1:
+        parser.error("--clock cpu adds up the time of all threads, waiting ones too: it needs --threads 1")
+    return args
 
 
 def spec_for(method: str, side: str, args: argparse.Namespace) -> Spec:
@@ -66,7 +70,7 @@ def spec_for(method: str, side: str, args: argparse.Namespace) -> Spec:
 
     dropout = None if args.dropout == "published" else float(args.dropout)
     size = min(args.examples, FEWER.get(method, args.examples))
-    shared = {"threads": args.threads, "seed": args.seed, "dropout": dropout, "malloc": args.malloc}
+    shared = {"threads": args.threads, "seed": args.seed, "dropout": dropout, "malloc": args.malloc, "clock": args.clock}
     shared |= {"examples": size, "epochs": EPOCHS.get(method, 1)}
     return Spec(side, method, "minilm" if side == "ours" else origin("minilm").path, TABLE[method].rates["encoder"], **shared)
 

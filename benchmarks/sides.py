@@ -25,6 +25,7 @@ ROWS = 20  # of a prompt and of a prefix
 TOP = 2  # blocks that `layers` trains
 SQUEEZE = 16  # width of the model over width of an adapter
 VOCABULARY = 30_000
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Spec:
     decay: float = 0.01
     clip: float = 1.0
     in_order: bool = False
+    clock: str = "wall"
     malloc: bool = False  # the peer's process keeps freed memory too
 
     @property
@@ -107,11 +109,12 @@ def peak_memory() -> int:
 class Clock:
     """Listener: when each step ended."""
 
-    def __init__(self):
+    def __init__(self, clock: str):
         self.ends: list[float] = []
+        self.now = CLOCKS[clock]
 
     def step(self, run, record) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append(self.now())
 
     def end(self, run, stage) -> None:
         pass
@@ -167,11 +170,11 @@ def ours(spec: Spec) -> Taken:
     from tunesmith.engine import fit
     from tunesmith.machine import keep_freed_memory
 
-    begun = time.perf_counter()
+    begun = CLOCKS[spec.clock]()
     keep_freed_memory()
-    clock = Clock()
+    clock = Clock(spec.clock)
     run = our_run(spec, *our_network(spec), clock)
-    start = time.perf_counter()
+    start = CLOCKS[spec.clock]()
     fit(run)
     return Taken([start, *clock.ends], [int(r["tokens"]) for r in run.log], [r["loss"] for r in run.log], peak_memory(), start - begun)
 
@@ -303,7 +306,7 @@ def trainer(spec: Spec, model: nn.Module):
         losses: list[Tensor] = []
 
         def on_step_end(self, *args, **kwargs) -> None:
-            self.ends.append(time.perf_counter())
+            self.ends.append(CLOCKS[spec.clock]())
 
     class Noted(Trainer):
         def compute_loss(self, *args, **kwargs):
@@ -324,9 +327,9 @@ def trainer(spec: Spec, model: nn.Module):
 
 
 def theirs(spec: Spec, model: nn.Module | None = None) -> Taken:
-    begun = time.perf_counter()
+    begun = CLOCKS[spec.clock]()
     made, watch = trainer(spec, model or their_model(spec))
-    start = time.perf_counter()
+    start = CLOCKS[spec.clock]()
     made.train()
     steps = len(watch.ends)
     return Taken([start, *watch.ends], watch.tokens[:steps], [float(x) for x in watch.losses], peak_memory(), start - begun)
@@ -370,7 +373,7 @@ def equal(spec: Spec) -> dict:
     net, delta = our_network(spec)
     model = their_model(spec)
     hand_over(net, delta, model, spec.method)
-    run = fit(our_run(spec, net, delta, Clock()))
+    run = fit(our_run(spec, net, delta, Clock(spec.clock)))
     mine, other = [r["loss"] for r in run.log], theirs(spec, model).losses
     gaps = [abs(a - b) / abs(b) for a, b in zip(mine, other, strict=True)]
     return {"ours": mine, "theirs": other, "gaps": gaps, "worst": max(gaps)}

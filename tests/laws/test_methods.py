@@ -173,6 +173,8 @@ def test_a_copy_computes_the_same_and_is_its_own(variant: str, name: str) -> Non
     stir(delta.parameters())
     net.eval()
     twin, mark = copy.deepcopy((net, delta))
+    assert twin.room is not net.room
+    assert all(m.seat.room is twin.room for m in twin.modules() if hasattr(m, "seat"))
     with torch.no_grad():
         before = answer(net, batch)
         assert torch.equal(answer(twin, batch), before)
@@ -262,6 +264,24 @@ def test_floors_by_hand() -> None:
     assert floors == dict.fromkeys(VARIANTS, 0) | {"head": 3, "layers": 1}
     assert Layers(last=1).attach(network("bert")).floor == 2
     assert Head().attach(writer(DECODERS["llama"])).floor == 3
+
+
+TAILS = {
+    "gpt2": "model.ln_f",
+    "llama": "model.norm",
+    "modernbert": "model.final_norm",
+    "gpt-neox": "model.final_layer_norm",
+    "t5": "model.encoder.final_layer_norm",
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_the_norm_behind_the_last_block_moves_with_it(name: str) -> None:
+    weight = f"{TAILS[name]}.weight"
+    for method, moves in ((Layers(last=1), True), (Layers(blocks=(0,)), False), (Head(), False)):
+        delta = method.attach(network(name))
+        assert (weight in delta.trains) == moves
+        assert delta.floor == {Layers(last=1): 2, Layers(blocks=(0,)): 0, Head(): 3}[method]
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "deberta-v2", "t5", "bart"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Graft, Insert, Method, Network
-from .linear import features
+from .linear import features, quantised
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,5 @@ class AddedBias(Graft):
         return y + self.bias.to(y.dtype)
 
     def fold(self) -> None:
-        self.host.bias = nn.Parameter(self.bias.detach().to(self.host.weight.dtype))  # type: ignore[arg-type]
+        dtype = torch.float32 if quantised(self.host) else self.host.weight.dtype  # a 4-bit weight's dtype is that of its storage
+        self.host.bias = nn.Parameter(self.bias.detach().to(dtype))  # type: ignore[arg-type]

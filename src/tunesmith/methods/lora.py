@@ -130,7 +130,8 @@ class LowRank(Graft):
     @torch.no_grad()
     def fold(self) -> None:
         if self.packed:
-            raise Refusal("a quantised base cannot take the change in", where="export", why="rounding W + sBA to 4 bits changes the outputs", fix="load the base unquantised")
+            why = "rounding W + sBA to 4 bits changes the outputs"
+            raise Refusal("a quantised base cannot take the change in", where="export", why=why, fix="load the base unquantised")
         weight = weight_of(self.host)
         tuned = weight.float() + self.change()
         weight.copy_(tuned if not self.dora else tuned * (self.m / tuned.norm(dim=1))[:, None])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core import Insert, Method, Network
 from ..errors import Refusal
 from .linear import quantised
-from .peft_types import BOOKKEEPING, FIXED, NEEDS, OWN, UNFIT, closest, config_types, targets
+from .peft_types import BOOKKEEPING, DEFAULTS, NEEDS, OWN, UNFIT, closest, config_types, targets
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -68,7 +68,7 @@ class Peft(Method):
     def config(self, net: Network) -> PeftConfig:
         """PEFT's configuration for this network, freshly made, because PEFT fills it in."""
         kind = self.type.upper()
-        return config_types()[kind](**{**targets(kind, net, self.options), **FIXED.get(kind, {}), **self.options})
+        return config_types()[kind](**{**targets(kind, net, self.options), **DEFAULTS.get(kind, {}), **self.options})
 
     def trains(self, name: str, net: Network) -> bool:
         bridge = bridge_of(net)
@@ -121,7 +121,7 @@ class Bridge(Insert):
             if id(module) not in known:
                 module.training = net.training
             if not derived:
-                keep_buffers(module, known)
+                module._non_persistent_buffers_set -= {n for n, t in module._buffers.items() if id(t) not in known}
         seen: set[int] = set()
         twice: list[str] = []
         for name, tensor in net.state_dict(keep_vars=True).items():
@@ -217,15 +217,6 @@ def replaced(net: Network, p: nn.Parameter, values: Tensor) -> list[tuple[nn.Mod
     for host, name, _, _ in places:
         host._parameters[name] = rewritten
     return places
-
-
-def keep_buffers(module: nn.Module, known: set[int]) -> None:
-    """What PEFT would draw or compute again becomes part of the state. Views get memory of their own, for the file's sake."""
-    for name in [n for n in module._non_persistent_buffers_set if id(module._buffers[n]) not in known]:
-        module._non_persistent_buffers_set.discard(name)
-        tensor = module._buffers[name]
-        if tensor is not None and tensor.untyped_storage().nbytes() != tensor.nbytes:
-            module._buffers[name] = tensor.clone()
 
 
 def forget(names: tuple[str, ...], _: nn.Module, state: dict[str, Tensor], prefix: str, __: object) -> None:

@@ -22,10 +22,7 @@ UNFIT = {
     "SHADOW": ("it runs a second network beside the first instead of changing the first", "type: LORA, or method: adapter"),
 }
 NEEDS = {"TRAINABLE_TOKENS": "token_indices"}  # options without which PEFT would fail at the first forward pass only
-FIXED = {
-    "SHIRA": {"random_seed": 0},  # which weights move would be drawn anew at each attachment, and is not in the state
-    "FROD": {"progressbar": False},
-}
+DEFAULTS = {"FROD": {"progressbar": False}}  # where PEFT's own does not suit a loop that reports by itself
 BOOKKEEPING = {"peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
 
 
