@@ -111,7 +111,12 @@ def peers(name: str, options: argparse.Namespace, device: torch.device) -> dict:
         return {"method": name, "note": "PEFT has no bottleneck adapter"}
     else:
         last = [f"layers.{options.layers - i - 1}." for i in range(4)]
-        moves = {"full": lambda n: True, "head": lambda n: "lm_head" in n, "layers": lambda n: any(p in n for p in last), "bitfit": lambda n: n.endswith("bias")}
+        moves = {
+            "full": lambda n: True,
+            "head": lambda n: "lm_head" in n,
+            "layers": lambda n: any(p in n for p in last),
+            "bitfit": lambda n: n.endswith("bias"),
+        }
         for n, p in net.named_parameters():
             p.requires_grad_(moves[name](n))
         if not any(p.requires_grad for p in net.parameters()):
@@ -150,7 +155,9 @@ def split(batch: Batch, size: int) -> list[tuple[torch.Tensor, torch.Tensor, tor
 
 
 def figures(name: str, seconds: float, tokens: int, net: torch.nn.Module, trains: int, device: torch.device) -> dict:
-    matrices = sum(p.numel() for n, p in net.named_parameters() if p.dim() == 2 and "embed" not in n) + 151936 * 1024 * ("lm_head.weight" not in dict(net.named_parameters()))
+    matrices = sum(p.numel() for n, p in net.named_parameters() if p.dim() == 2 and "embed" not in n) + 151936 * 1024 * (
+        "lm_head.weight" not in dict(net.named_parameters())
+    )
     flops = 6 * matrices if trains > matrices / 2 else 4 * matrices + 6 * trains
     peak = next((v for k, v in PEAK.items() if device.type == "cuda" and k in torch.cuda.get_device_name()), None)
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0

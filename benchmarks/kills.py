@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from tunesmith.checkpoint import damage
-from tunesmith.train import run
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
+from tunesmith.train import run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import shop  # noqa: E402

@@ -20,14 +20,14 @@ from tunesmith.recipe import recipe
 from tunesmith.train import run
 
 GRID = {
-    "full": (2e-5, 5e-5, 1e-4, 2e-4, 5e-4),
-    "head": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-    "layers": (1e-4, 2e-4, 5e-4, 1e-3),
-    "adapter": (5e-4, 1e-3, 2e-3, 5e-3),
-    "prompt": (3e-3, 1e-2, 3e-2, 1e-1),
-    "prefix": (1e-3, 3e-3, 1e-2, 3e-2),
-    "lora": (2e-4, 5e-4, 1e-3, 2e-3, 5e-3),
-    "bitfit": (5e-4, 1e-3, 3e-3, 1e-2),
+    "full": (5e-5, 1e-4, 2e-4),
+    "head": (3e-3, 1e-2, 3e-2),
+    "layers": (2e-4, 5e-4, 1e-3),
+    "adapter": (1e-3, 2e-3, 5e-3),
+    "prompt": (1e-2, 3e-2, 1e-1),
+    "prefix": (3e-3, 1e-2, 3e-2),
+    "lora": (5e-4, 1e-3, 2e-3),
+    "bitfit": (1e-3, 3e-3, 1e-2),
 }
 
 
@@ -68,7 +68,14 @@ def one(name: str, rate: float, chosen: str, data: dict, steps: int) -> dict:
         result = run(recipe(made), Reporter(quiet=True))
     except Diverged:
         return {"method": name, "rate": rate, "data": chosen, "accuracy": None}
-    return {"method": name, "rate": rate, "data": chosen, "accuracy": round(result["after"]["accuracy"], 4), "loss": round(result["after"]["loss"], 4), "seconds": result["train_seconds"]}
+    return {
+        "method": name,
+        "rate": rate,
+        "data": chosen,
+        "accuracy": round(result["after"]["accuracy"], 4),
+        "loss": round(result["after"]["loss"], 4),
+        "seconds": result["train_seconds"],
+    }
 
 
 if __name__ == "__main__":

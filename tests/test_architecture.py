@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
-import shop
 
+import shop
 from tunesmith import methods, objectives, recipe
 from tunesmith.core import Method, Objective
-from tunesmith.train import run
 from tunesmith.progress import Reporter
+from tunesmith.train import run
 
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "tunesmith"
@@ -63,7 +63,7 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
 def test_files_and_functions_stay_small(path):
     text = path.read_text()
-    assert text.count("\n") <= (400 if path.name == "core.py" else 330)
+    assert text.count("\n") <= 330
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             start = node.body[1].lineno if len(node.body) > 1 and ast.get_docstring(node) else node.lineno
@@ -89,8 +89,9 @@ def test_a_method_names_its_paper_and_its_rates(name):
 
 
 def test_the_core_imports_torch_only():
-    heads = {n.module.split(".")[0] for n in ast.walk(ast.parse((SRC / "core.py").read_text())) if isinstance(n, ast.ImportFrom) and not n.level and n.module}
-    assert heads <= {"__future__", "abc", "collections", "contextlib", "dataclasses", "functools", "typing", "torch"}
+    for path in (SRC / "core").glob("*.py"):
+        heads = {n.module.split(".")[0] for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and not n.level and n.module}
+        assert heads <= {"__future__", "abc", "collections", "contextlib", "dataclasses", "functools", "typing", "torch"}
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy():

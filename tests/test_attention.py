@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tunesmith.networks import attention
-from tunesmith.networks.attention import CALL_COST, KERNELS, Gather, Layout, Room, Rules, Scatter, Seat, cheapest_cuts, layout, packed, packed_masks, padded
+from tunesmith.networks.attention import Room, Seat, packed, packed_masks, padded
 from tunesmith.networks.dropout import dropout
+from tunesmith.networks.kernels import KERNELS, Rules
+from tunesmith.networks.layout import CALL_COST, Gather, Layout, Scatter, cheapest_cuts, layout
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -153,7 +155,7 @@ def test_kernels_equal_naive(kernel: str, lengths: list[int], causal: bool, wind
 @pytest.mark.parametrize("window", [0, 5])
 def test_several_buckets(kernel: str, causal: bool, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths so unlike that each distinct one has a bucket of its own, in no order."""
-    monkeypatch.setattr(attention, "CALL_COST", 0)
+    monkeypatch.setattr("tunesmith.networks.layout.CALL_COST", 0)
     layout.cache_clear()
     c = case([9, 2, 14, 2, 9, 30], causal, window, groups=2)
     assert [b.rows for b in layout(c.lengths, 0, CPU).buckets] == [2, 2, 1, 1]

@@ -22,9 +22,7 @@ from tunesmith.methods.linear import features, quantised, weight_of
 from tunesmith.networks.load import HeadSpec, Origin, add_head, load_network
 from tunesmith.networks.transformer import Transformer
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install 'tunesmith[quant]'"
-)
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install 'tunesmith[quant]'")
 
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": VOCABULARY}
 MODELS = {

@@ -160,7 +160,7 @@ def hub(monkeypatch):
     config, constants = types.SimpleNamespace(HF_HUB_OFFLINE=False), types.SimpleNamespace(HF_HUB_OFFLINE=False)
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, config=config))
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(constants=constants))
-    monkeypatch.setattr(arrow, "_reachable", lambda: False)
+    monkeypatch.setattr("tunesmith.hub.reachable", lambda: False)
     return config
 
 

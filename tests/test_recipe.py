@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import shop
 
+import shop
 from tunesmith import recipe as recipes
 from tunesmith.check import check
 from tunesmith.errors import REFUSED, Refusal
@@ -101,7 +101,9 @@ def test_the_command_says_one_line_and_leaves_with_two(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("method", ["lora", {"kind": "prompt", "length": 63}, {"kind": "layers", "last": 9}, {"kind": "lora", "targets": ["q_proj"]}, {"kind": "lora", "rank": 999}])
+@pytest.mark.parametrize(
+    "method", ["lora", {"kind": "prompt", "length": 63}, {"kind": "layers", "last": 9}, {"kind": "lora", "targets": ["q_proj"]}, {"kind": "lora", "rank": 999}]
+)
 def test_check_refuses_what_the_model_cannot(tmp_path, method):
     shop.encoder(tmp_path / "model")
     made = recipes.recipe(shop.recipe(tmp_path, "classify", method))

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-import shop
 import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import shop
 from tunesmith import checkpoint
 from tunesmith import train as training
 from tunesmith.checkpoint import Checkpoints, Lock, damage, write_folder
@@ -26,7 +26,14 @@ from tunesmith.errors import DIVERGED, INTERRUPTED, Diverged, Refusal, Storage
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
 
-METHODS = ["full", "head", {"kind": "layers", "last": 1, "unfreeze": 1}, "lora", {"kind": "prefix", "length": 3, "reparametrise": "mlp"}, {"kind": "prompt", "length": 3, "reparametrise": "lstm"}]
+METHODS = [
+    "full",
+    "head",
+    {"kind": "layers", "last": 1, "unfreeze": 1},
+    "lora",
+    {"kind": "prefix", "length": 3, "reparametrise": "mlp"},
+    {"kind": "prompt", "length": 3, "reparametrise": "lstm"},
+]
 
 
 class Stop(BaseException):
@@ -48,7 +55,9 @@ def same(a: Path, b: Path) -> bool:
     one, two = tensors(a), tensors(b)
     records = [json.loads((f / "result.json").read_text()) for f in (a, b)]
     losses = [[json.loads(line)["loss"] for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (a, b)]
-    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one) and records[0]["history"] == records[1]["history"] and losses[0] == losses[1]
+    return (
+        one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one) and records[0]["history"] == records[1]["history"] and losses[0] == losses[1]
+    )
 
 
 def train(made: dict) -> Path:

@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-import shop
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
+import shop
 import tunesmith
 from tunesmith.artifact import export, load
 from tunesmith.compare.plain import EIGHT
 from tunesmith.errors import Refusal
-from tunesmith.train import run
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
+from tunesmith.train import run
 
 OPTIONS = {"adapter": {"width": 4}, "prompt": {"length": 4}, "prefix": {"length": 4}, "layers": {"last": 1}, "lora": {"rank": 2}}
 
@@ -94,7 +94,9 @@ def test_learning_what_is_learnable_reaches_it(encoder, tmp_path):
     assert control["after"]["accuracy"] < 0.8
 
 
-@pytest.mark.parametrize("method", ["lora", {"kind": "lora", "dora": True}, {"kind": "lora", "start": "pissa"}, {"kind": "prompt", "length": 4}, {"kind": "prefix", "length": 4}])
+@pytest.mark.parametrize(
+    "method", ["lora", {"kind": "lora", "dora": True}, {"kind": "lora", "start": "pissa"}, {"kind": "prompt", "length": 4}, {"kind": "prefix", "length": 4}]
+)
 def test_peft_reads_what_we_write(decoder, method, tmp_path):
     peft = pytest.importorskip("peft")
     result = train(shop.recipe(decoder, "generate", method, out=str(tmp_path / "run"), update={"batch": 8, "rate": 1e-2}))

@@ -1,9 +1,9 @@
 """Tunesmith: every way to fine-tune a Transformer, in one place, measured side by side on your own data.
 
-    import tunesmith
-    result = tunesmith.run("recipe.yaml")        # or a dict
-    tuned = tunesmith.load(result.folder)
-    tuned.predict(["where is my order?"])
+import tunesmith
+result = tunesmith.run("recipe.yaml")        # or a dict
+tuned = tunesmith.load(result.folder)
+tuned.predict(["where is my order?"])
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a run leaves behind: the delta, the head, the tokenizer, and all it takes to rebuild the tuned network. Checked after writing.
 
-    artifact/  tunesmith.json            model, task and labels, method, head, how texts are read
-               adapter_model.safetensors + adapter_config.json    lora, prompt, prefix: peft's format
-               delta.safetensors         everything else that moved: heads, biases, blocks ...
-               tokenizer files
+artifact/  tunesmith.json            model, task and labels, method, head, how texts are read
+           adapter_model.safetensors + adapter_config.json    lora, prompt, prefix: peft's format
+           delta.safetensors         everything else that moved: heads, biases, blocks ...
+           tokenizer files
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ def verify(folder: Path, net: Transformer, delta: Delta, method: Method) -> None
     here, there = delta.state_dict(), stored(folder, net, method)
     wrong = [n for n in here if n not in there or not torch.equal(here[n].cpu(), there[n].to(here[n].dtype))]
     if wrong or set(there) - set(here):
-        raise Storage(f"the artifact in {folder} is not what was trained", why=f"first difference: {(wrong or sorted(set(there) - set(here)))[0]}", fix="check the disk, and run again")
+        raise Storage(
+            f"the artifact in {folder} is not what was trained",
+            why=f"first difference: {(wrong or sorted(set(there) - set(here)))[0]}",
+            fix="check the disk, and run again",
+        )
 
 
 def stored(folder: Path, net: Transformer, method: Method) -> dict[str, torch.Tensor]:
@@ -193,7 +197,7 @@ def words(text: str, places: Sequence[tuple[int, int]], row: int) -> Tagged:
     return Tagged(tuple(text[a:b] for a, b in places), ("O",) * len(places), tuple(spaces), row)
 
 
-def entities(text: str, places: Sequence[tuple[int, int]], tags: Mapping[int, str]) -> list[dict[str, Any]]:
+def entities(text: Any, places: Sequence[tuple[int, int]], tags: Mapping[int, str]) -> list[dict[str, Any]]:
     from .evaluate.metrics import spans
 
     row = [tags.get(i, "O") for i in range(len(places))]
@@ -250,11 +254,15 @@ def export(folder: str | Path, out: Path) -> list[str]:
     tuned.reader.tokenizer.save_pretrained(out)
     if len(net.heads):
         write_file(out / "head.safetensors", save(owned(net.heads.state_dict()), {"format": "pt"}))
-    again = load_network(Origin(str(out), str(out)), generates=tuned.task.kind == "generate", pool=net.pool)
+    again = load_network(Origin(str(out), str(out)), generates=tuned.task.kind == "generate", pool=net.pool)  # type: ignore[arg-type]
     with torch.no_grad():
         gap = float((again.states(probe).values - before).abs().max())
     if gap > 1e-4 * float(before.abs().max()):
-        raise Storage(f"the exported model differs from the tuned one by {gap:.1e}", why="the published class dropped or changed a weight", fix="keep the artifact instead")
+        raise Storage(
+            f"the exported model differs from the tuned one by {gap:.1e}",
+            why="the published class dropped or changed a weight",
+            fix="keep the artifact instead",
+        )
     about = {**asdict(tuned.about), "exported": True, "largest_difference": gap}
     write_file(out / "tunesmith.json", json.dumps(about, indent=2, ensure_ascii=False).encode())
     return sorted(p.name for p in out.iterdir())
@@ -267,7 +275,9 @@ def allow_biases(net: Transformer, tuned: Tuned) -> None:
     keys = [k for k in ("attention_bias", "mlp_bias") if hasattr(net.model.config, k)]
     if len(keys) < 2:
         raise Refusal(
-            f"the class {type(net.model).__name__} has no place for the biases that bitfit added", where="export", fix="keep the artifact, which Tunesmith loads"
+            f"the class {type(net.model).__name__} has no place for the biases that bitfit added",
+            where="export",
+            fix="keep the artifact, which Tunesmith loads",
         )
     for key in keys:
         setattr(net.model.config, key, True)

@@ -26,7 +26,7 @@ def evaluate(folder: Path, file: str) -> dict[str, Any]:
     """The task's metrics on a file, read as the run's own data were."""
     tuned, made = load(folder), recipe_of(folder)
     d = made.data
-    if file.partition("/")[0] == "desk" and not Path(file).exists():
+    if file.partition("/")[0] == "desk":
         records = desk_records("desk", made.task, "test" if file == "desk" else file.partition("/")[2])
     else:
         records = read(file, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split="test", where_key="data")

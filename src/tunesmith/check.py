@@ -25,7 +25,9 @@ def check(recipe: Recipe, reporter: Reporter) -> Report:
     """Reads the data, loads the model, attaches the method; trains nothing. Raises Refusal where `run` would."""
     data = read_data(recipe)
     parts = [part for part in (data.train, data.eval, data.test) if part]
-    job = assemble(replace(recipe, dtype="fp32" if recipe.dtype == "auto" else recipe.dtype, kernel="matmul"), data, load_base(recipe, data), Reporter(quiet=True))
+    job = assemble(
+        replace(recipe, dtype="fp32" if recipe.dtype == "auto" else recipe.dtype, kernel="matmul"), data, load_base(recipe, data), Reporter(quiet=True)
+    )
     facts = {
         "format": data.train.format.name,
         "rows": {part.name: len(part.examples) for part in parts},
@@ -59,7 +61,7 @@ def tokens(part: Part, data: Dataset) -> dict[str, Any]:
     cut = [n for n in lengths if n > data.reader.max_length]
     ids = part.encoded.columns["ids"]
     assert isinstance(ids, Ragged)
-    quantile = lambda q: lengths[min(len(lengths) - 1, int(q * len(lengths)))]  # noqa: E731
+    quantile = lambda q: lengths[min(len(lengths) - 1, int(q * len(lengths)))]
     return {
         "per_epoch": sum(ids.lengths),
         "median": quantile(0.5),
@@ -102,7 +104,9 @@ def warnings(facts: dict[str, Any], recipe: Recipe) -> list[str]:
     found = []
     for name, count in facts["overlap"].items():
         if count:
-            found.append(f"{count} rows of {name.split('_')[0]} also stand in train" if name != "repeated_in_train" else f"{count} rows stand in train more than once")
+            found.append(
+                f"{count} rows of {name.split('_')[0]} also stand in train" if name != "repeated_in_train" else f"{count} rows stand in train more than once"
+            )
     for name, t in facts["tokens"].items():
         if t["rows_cut"]:
             found.append(f"{name}: {t['rows_cut']} rows are longer than max_length {t['max_length']}; {t['tokens_cut']} tokens are cut off")

@@ -49,7 +49,9 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         need = sum(len(d) for d in files.values())
         free = shutil.disk_usage(folder.parent).free if folder.parent.exists() else 0
         raise Storage(
-            f"cannot write {folder}", why=f"{e.strerror or e}; {need / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free", fix="make room; earlier checkpoints are intact"
+            f"cannot write {folder}",
+            why=f"{e.strerror or e}; {need / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free",
+            fix="make room; earlier checkpoints are intact",
         ) from e
 
 
@@ -152,7 +154,12 @@ class Checkpoints(Listener):
         state = json.loads((folder / "state.json").read_text())
         if changed := [k for k in self.fingerprint if state["fingerprint"].get(k) != self.fingerprint[k]]:
             lines = "; ".join(f"{k}: {state['fingerprint'].get(k)} -> {self.fingerprint[k]}" for k in changed)
-            raise Refusal(f"this run was started with another {', '.join(changed)}", where=str(folder.parent.parent), why=lines, fix="--fresh to start anew, or another `out`")
+            raise Refusal(
+                f"this run was started with another {', '.join(changed)}",
+                where=str(folder.parent.parent),
+                why=lines,
+                fix="--fresh to start anew, or another `out`",
+            )
         run.delta.load_state_dict(load_file(folder / "delta.safetensors"))
         run.objective.load_state_dict(load_file(folder / "objective.safetensors"))
         run.update.load_state_dict(load_file(folder / "update.safetensors"))

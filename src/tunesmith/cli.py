@@ -46,7 +46,10 @@ def main() -> None:
             fail(shown(), getattr(e, "exit_code", 2))
         if os.environ.get("TUNESMITH_DEBUG"):
             raise
-        fail(f"{type(e).__name__}: {e}\n  why: this is a fault of Tunesmith, not yours\n  fix: run it again with TUNESMITH_DEBUG=1 and report what it prints", BUG)
+        fail(
+            f"{type(e).__name__}: {e}\n  why: this is a fault of Tunesmith, not yours\n  fix: run it again with TUNESMITH_DEBUG=1 and report what it prints",
+            BUG,
+        )
 
 
 def fail(text: str, code: int) -> None:
@@ -82,7 +85,7 @@ def init(
     out: Annotated[Path, typer.Option(help="Where to write the recipe.")] = Path("recipe.yaml"),
     task: Annotated[str | None, typer.Option(help="classify, tag, score or generate; by default what the columns say.")] = None,
     force: Annotated[bool, typer.Option(help="Replace the recipe if it is there.")] = False,
-    json: Json = False,  # noqa: A002
+    json: Json = False,
 ) -> None:
     from .start import init as write
 
@@ -91,7 +94,7 @@ def init(
 
 
 @app.command(context_settings=LOOSE, help="Say everything that can be known before training: data, tokens, parameters, memory. Trains nothing.")
-def check(context: typer.Context, recipe: RecipeFile, json: Json = False) -> None:  # noqa: A002
+def check(context: typer.Context, recipe: RecipeFile, json: Json = False) -> None:
     from .check import check as look
     from .progress import Reporter
     from .recipe import read_recipe
@@ -106,8 +109,12 @@ def check_text(facts: dict[str, Any], warnings: list[str], recipe: Path) -> str:
     for part, counts in facts["labels"].items():
         lines.append(f"labels in {part}: " + ", ".join(f"{k} {v}" for k, v in list(counts.items())[:16]) + (" ..." if len(counts) > 16 else ""))
     for part, t in facts["tokens"].items():
-        lines.append(f"tokens in {part}: {t['per_epoch']:,} an epoch; rows: median {t['median']}, 95 % under {t['p95']}, longest {t['longest']}, limit {t['max_length']}")
-    lines.append(f"trains {facts['trainable_parameters']:,} of {facts['total_parameters']:,} parameters at rate {facts['learning_rate']:g} for {facts['steps']:,} steps; resting blocks: {facts['frozen_blocks']}")
+        lines.append(
+            f"tokens in {part}: {t['per_epoch']:,} an epoch; rows: median {t['median']}, 95 % under {t['p95']}, longest {t['longest']}, limit {t['max_length']}"
+        )
+    lines.append(
+        f"trains {facts['trainable_parameters']:,} of {facts['total_parameters']:,} parameters at rate {facts['learning_rate']:g} for {facts['steps']:,} steps; resting blocks: {facts['frozen_blocks']}"
+    )
     lines.append(f"predicted peak memory: {facts['predicted_peak_memory_bytes'] / 1e9:.2f} GB")
     lines += [f"note: {n}" for n in facts["notes"]] + [f"warning: {w}" for w in warnings] + [f"\nnext: tunesmith run {recipe}"]
     return "\n".join(lines)
@@ -118,11 +125,11 @@ def run(
     context: typer.Context,
     recipe: RecipeFile,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier run in the same folder.")] = False,
-    json: Json = False,  # noqa: A002
+    json: Json = False,
 ) -> None:
-    from .train import run as train
     from .progress import Reporter
     from .recipe import read_recipe
+    from .train import run as train
 
     result = train(read_recipe(recipe, overrides(context)), Reporter(), fresh=fresh)
     tell(json, {"folder": str(result.folder), **result.record}, lambda: print(run_text(result)))
@@ -131,7 +138,9 @@ def run(
 def run_text(result: Any) -> str:
     r = result.record
     lines = [f"{k}: {value(r['before'].get(k))} -> {value(v)}" for k, v in r["after"].items()]
-    lines.append(f"{r['trainable_parameters']:,} parameters, {r['artifact_bytes'] / 1e6:.2f} MB, {r['train_seconds']:.1f} s, peak {r['peak_memory_bytes'] / 1e9:.2f} GB; {r['stopped']}")
+    lines.append(
+        f"{r['trainable_parameters']:,} parameters, {r['artifact_bytes'] / 1e6:.2f} MB, {r['train_seconds']:.1f} s, peak {r['peak_memory_bytes'] / 1e9:.2f} GB; {r['stopped']}"
+    )
     return "\n".join([*lines, f"{result.folder}/artifact", f'\nnext: tunesmith predict {result.folder} "..."'])
 
 
@@ -145,7 +154,7 @@ def compare(
     recipe: RecipeFile,
     methods: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs in the same folders.")] = False,
-    json: Json = False,  # noqa: A002
+    json: Json = False,
 ) -> None:
     from rich.console import Console
 
@@ -159,7 +168,7 @@ def compare(
 
 
 @app.command("eval", help="Measure a finished run on a file.")
-def evaluate(folder: RunFolder, data: Annotated[str, typer.Argument(help="A file in the format of the training data.")], json: Json = False) -> None:  # noqa: A002
+def evaluate(folder: RunFolder, data: Annotated[str, typer.Argument(help="A file in the format of the training data.")], json: Json = False) -> None:
     from .ask import evaluate as measure
 
     scores = measure(folder, data)
@@ -173,7 +182,7 @@ def predict(
     file: Annotated[str | None, typer.Option(help="A file with a text, prompt or messages column; - for lines on standard input.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
-    json: Json = False,  # noqa: A002
+    json: Json = False,
 ) -> None:
     from .ask import chat, lines_of, predictions
 
@@ -186,7 +195,7 @@ def predict(
 
 
 @app.command(help="Write a plain Hugging Face model with the change folded in.")
-def export(folder: RunFolder, out: Annotated[Path, typer.Argument(help="A new folder.")], json: Json = False) -> None:  # noqa: A002
+def export(folder: RunFolder, out: Annotated[Path, typer.Argument(help="A new folder.")], json: Json = False) -> None:
     from .artifact import export as merge
 
     files = merge(folder, out)
@@ -196,7 +205,7 @@ def export(folder: RunFolder, out: Annotated[Path, typer.Argument(help="A new fo
 @app.command("list", help="What there is: methods, objectives, sources, updates, tasks.")
 def catalogue(
     what: Annotated[str | None, typer.Argument(help="One of them.")] = None,
-    json: Json = False,  # noqa: A002
+    json: Json = False,
 ) -> None:
     from .methods import METHODS
     from .recipe import vocabulary
@@ -206,13 +215,19 @@ def catalogue(
         raise Refusal(f"there are no {what}", where="list", fix=f"one of {', '.join(found)}")
     shown = {k: v for k, v in found.items() if what in (None, k)}
     about = {name: (cls.__doc__ or "").strip().splitlines()[0] for name, cls in METHODS.items()}
-    tell(json, shown, lambda: print("\n".join(f"{k}:\n" + "\n".join(f"  {n:10s} {about.get(n, '') if k == 'methods' else ''}".rstrip() for n in v) for k, v in shown.items())))
+    tell(
+        json,
+        shown,
+        lambda: print(
+            "\n".join(f"{k}:\n" + "\n".join(f"  {n:10s} {about.get(n, '') if k == 'methods' else ''}".rstrip() for n in v) for k, v in shown.items())
+        ),
+    )
 
 
 @app.command(help="Fine-tune the embedded model on the embedded data by all eight methods and print one table. Six minutes on two cores.")
 def demo(
     out: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("tunesmith-demo"),
-    json: Json = False,  # noqa: A002
+    json: Json = False,
 ) -> None:
     from .show import demo as show
 

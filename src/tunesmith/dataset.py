@@ -6,7 +6,6 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -85,7 +84,7 @@ def read_part(recipe: Recipe, name: str) -> Format | None:
         return None
     d = recipe.data
     split = {"train": "train", "eval": "validation", "test": "test"}[name]
-    records = desk_records(given, recipe.task, name) if given.partition("/")[0] == "desk" and not Path(given).exists() else None
+    records = desk_records(given, recipe.task, name) if given.partition("/")[0] == "desk" else None
     if records is None:
         records = read(given, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split=split, where_key=f"data.{name}")
     columns = d.columns or None
@@ -96,7 +95,11 @@ def desk_records(given: str, task: str, name: str) -> Records:
     """The embedded data: `desk`, or one of its other shapes as `desk/urgency`."""
     shape = given.partition("/")[2] or task
     if shape not in desk.SHAPES:
-        raise Refusal(f"the desk has no rows for {shape!r}", where=f"data.{name}", fix=f"desk, or desk/ and one of {', '.join(desk.SHAPES)}")
+        raise Refusal(
+            f"the desk has no rows for {shape!r}",
+            where=f"data.{name}",
+            fix=f"./{given} for a file of that name; else desk, or desk/ and one of {', '.join(desk.SHAPES)}",
+        )
     rows = desk.rows(shape, DESK_SPLITS[name])
     return Records(rows=rows, lines=list(range(1, len(rows) + 1)), path=given, kind="jsonl")
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -16,7 +17,7 @@ def offline_if_unreachable() -> Iterator[None]:
     """Where the Hub's name does not resolve, read the cache at once instead of after half a minute of retries."""
     from huggingface_hub import constants
 
-    held = [m for m in (constants, getattr(sys.modules.get("datasets"), "config", None)) if m is not None]
+    held: list[Any] = [m for m in (constants, getattr(sys.modules.get("datasets"), "config", None)) if m is not None]
     before = [m.HF_HUB_OFFLINE for m in held]
     for m in held if not reachable() else ():
         m.HF_HUB_OFFLINE = True

@@ -77,7 +77,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     torch.manual_seed(recipe.seed)
     delta = method.attach(net, keep=keep)
     if recipe.recompute:
-        net.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        net.recompute()
     fits(data, net, recipe)
     table = Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed, net.device)
     choice = choose(sizes(net, table), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel)
@@ -100,11 +100,20 @@ def fits(data: Dataset, net: Transformer, recipe: Recipe) -> None:
     ids = [part.encoded.columns["ids"] for part in parts]
     longest = max(max(column.lengths) for column in ids if isinstance(column, Ragged)) + before
     if net.anatomy.positions and longest > net.anatomy.positions:
-        raise Refusal(f"a row of {longest} tokens, and the model has {net.anatomy.positions} positions", where="data.max_length", fix=f"max_length: {net.anatomy.positions - before}")
+        raise Refusal(
+            f"a row of {longest} tokens, and the model has {net.anatomy.positions} positions",
+            where="data.max_length",
+            fix=f"max_length: {net.anatomy.positions - before}",
+        )
     rows = len(net.get_submodule(net.anatomy.embedding).weight)  # type: ignore[arg-type]
     largest = max(int(column.values.max()) for column in ids if isinstance(column, Ragged))
     if largest >= rows:
-        raise Refusal(f"the tokenizer gives token {largest}, and the model knows {rows}", where="model", why="tokenizer and weights come from different models", fix="use the tokenizer that was published with the weights")
+        raise Refusal(
+            f"the tokenizer gives token {largest}, and the model knows {rows}",
+            where="model",
+            why="tokenizer and weights come from different models",
+            fix="use the tokenizer that was published with the weights",
+        )
 
 
 def sizes(net: Transformer, table: Table) -> Sizes:

@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from .core import Listener, Run
+from .errors import Interrupted
 from .evaluate.evaluate import Outcome, Probe
 from .evaluate.metrics import better
-from .errors import Interrupted
 
 
 @dataclass

@@ -7,16 +7,17 @@ import os
 import sys
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def keep_freed_memory() -> None:
     """glibc: hand freed activations to the next step instead of back to the kernel, which would fault every page in again."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is None or not hasattr(libc, "gnu_get_libc_version") or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+    if libc is None or not hasattr(libc, "gnu_get_libc_version") or "MALLOC_MMAP_MAX_" in os.environ:
         return
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    libc.mallopt(M_MMAP_MAX, 0)  # a threshold would not do: glibc caps it at 32 MB, less than an embedding's gradient
     libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    libc.mallopt(M_TOP_PAD, 16 << 20)
 
 
 def peak_memory() -> int:

@@ -105,7 +105,13 @@ def write_prefix(method: Prefix, delta: Delta, base: str) -> Adapter:
 
 def sizes(net: Network, length: int, width: int) -> dict[str, Any]:
     a = net.anatomy
-    return {"num_virtual_tokens": length, "token_dim": width, "num_layers": len(a.attentions), "num_attention_heads": a.kv_heads, "num_transformer_submodules": 1}
+    return {
+        "num_virtual_tokens": length,
+        "token_dim": width,
+        "num_layers": len(a.attentions),
+        "num_attention_heads": a.kv_heads,
+        "num_transformer_submodules": 1,
+    }
 
 
 def read_prompt(method: Prompt, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,7 +137,9 @@ def method_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Metho
     kind = config["peft_type"]
     if kind == "LORA":
         paths = sorted({k.removeprefix(ROOT).rpartition(".lora_")[0] for k in tensors if ".lora_A." in k})
-        return LoRA(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(paths), rslora=config.get("use_rslora", False), dora=config.get("use_dora", False))
+        return LoRA(
+            rank=config["r"], alpha=config["lora_alpha"], targets=tuple(paths), rslora=config.get("use_rslora", False), dora=config.get("use_dora", False)
+        )
     if kind == "PROMPT_TUNING":
         return Prompt(length=config["num_virtual_tokens"])
     return Prefix(length=config["num_virtual_tokens"], start="random") if kind == "PREFIX_TUNING" else None

@@ -202,7 +202,11 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
         found["data"] = {"train": found["data"]} | ({"eval": found["data"]} if found["data"] == "desk" else {})
     for key in ("model", "task", "data"):
         if key not in found:
-            raise Refusal(f"the recipe has no `{key}`", where=at(places, key), fix=f"{key}: {dict(model='minilm', task='classify', data='{train: train.jsonl, eval: dev.jsonl}')[key]}")
+            raise Refusal(
+                f"the recipe has no `{key}`",
+                where=at(places, key),
+                fix=f"{key}: {dict(model='minilm', task='classify', data='{train: train.jsonl, eval: dev.jsonl}')[key]}",
+            )
     made = build(Recipe, found, "", places)
     contradictions(made, places)
     return made
@@ -247,7 +251,15 @@ def strict(cls: type, data: Any, path: str, places: Places | None) -> None:
         kinds(data, places)
 
 
-SECTIONS: dict[str, type] = {"model": Model, "data": Data, "head": HeadOptions, "update": UpdateOptions, "budget": Budget, "evaluate": Evaluation, "checkpoint": Saving}
+SECTIONS: dict[str, type] = {
+    "model": Model,
+    "data": Data,
+    "head": HeadOptions,
+    "update": UpdateOptions,
+    "budget": Budget,
+    "evaluate": Evaluation,
+    "checkpoint": Saving,
+}
 TABLES: dict[str, Mapping[str, type]] = {"method": METHODS, "objective": OBJECTIVES, "stream": {"single": Recipe}, "update": UPDATES}
 
 
@@ -257,7 +269,9 @@ def kinds(data: Mapping[str, Any], places: Places | None) -> None:
         if section not in data:
             continue
         if not isinstance(data[section], Mapping):
-            raise Refusal(f"`{section}` is {data[section]!r}", where=at(places, section), fix=f"{section}: {next(iter(table))}, or {{kind: {next(iter(table))}, ...}}")
+            raise Refusal(
+                f"`{section}` is {data[section]!r}", where=at(places, section), fix=f"{section}: {next(iter(table))}, or {{kind: {next(iter(table))}, ...}}"
+            )
         kind = data[section].get("kind", next(iter(table)) if section != "method" else None)
         if kind not in table:
             near = closest(str(kind), table)

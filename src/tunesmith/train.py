@@ -111,7 +111,9 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 def train(recipe: Recipe, folder: Path, reporter: Reporter) -> Result:
     data = read_data(recipe)
-    reporter.say(f"data: {data.train.format.name}, {len(data.train.examples)} rows to learn from" + (f", {len(data.eval.examples)} to judge by" if data.eval else ""))
+    reporter.say(
+        f"data: {data.train.format.name}, {len(data.train.examples)} rows to learn from" + (f", {len(data.eval.examples)} to judge by" if data.eval else "")
+    )
     job = assemble(recipe, data, load_base(recipe, data), reporter)
     for note in job.notes:
         reporter.say(f"note: {note}")
@@ -208,7 +210,8 @@ def description(job: Job) -> Description:
     r, reader = job.recipe, job.data.reader
     texts = {k: getattr(reader, k) for k in ("max_length", "types", "seq2seq", "template", "learn_prompt")}
     head = {k: v for k, v in asdict(head_spec(r, job.data)).items() if k != "classes"}
-    return Description(asdict(r.model), asdict(job.data.task), {**asdict(job.method), "kind": r.method["kind"]}, head, job.net.pool, texts, job.choice.dtype, job.choice.kernel)  # type: ignore[call-overload]
+    method = {**asdict(job.method), "kind": r.method["kind"]}  # type: ignore[call-overload]
+    return Description(asdict(r.model), asdict(job.data.task), method, head, job.net.pool, texts, job.choice.dtype, job.choice.kernel)
 
 
 def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Clock, size: int, peak: int) -> dict[str, Any]:
@@ -241,5 +244,3 @@ def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Cl
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe": identity(r),
     }
-
-

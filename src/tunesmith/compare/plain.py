@@ -11,21 +11,27 @@ from typing import Any
 from rich.table import Table
 
 from ..errors import Refusal
-from ..train import Result, run
 from ..methods import METHODS
 from ..progress import Reporter
 from ..recipe import Recipe
+from ..train import Result, run
 
 EIGHT = tuple(name for name in METHODS if name != "peft")
 
 
-def compare(recipe: Recipe, methods: Sequence[str], reporter: Reporter, *, fresh: bool = False, each: Callable[[Result], None] = lambda r: None) -> list[Result]:
+def compare(
+    recipe: Recipe, methods: Sequence[str], reporter: Reporter, *, fresh: bool = False, each: Callable[[Result], None] = lambda r: None
+) -> list[Result]:
     """Train an arm for each method at its own default rate; a method that refuses this model is said and left out."""
     results = []
     for name in methods:
         if name not in METHODS:
             raise Refusal(f"there is no method `{name}`", where="--methods", fix=f"one of {', '.join(METHODS)}")
-        arm = replace(recipe, method=recipe.method if recipe.method["kind"] == name else {"kind": name}, out=str(Path(recipe.folder.parent) / f"{recipe.folder.name}-{name}"))
+        arm = replace(
+            recipe,
+            method=recipe.method if recipe.method["kind"] == name else {"kind": name},
+            out=str(Path(recipe.folder.parent) / f"{recipe.folder.name}-{name}"),
+        )
         began = time.perf_counter()
         try:
             result = run(arm, Reporter(reporter.console, quiet=False), fresh=fresh)

@@ -68,7 +68,7 @@ class Record:
 
 @functools.cache
 def _all() -> tuple[Record, ...]:
-    lines = resources.files(__package__).joinpath("desk.jsonl").read_text(encoding="utf-8").split("\n")
+    lines = resources.files(__package__ or __name__).joinpath("desk.jsonl").read_text(encoding="utf-8").split("\n")
     # Not splitlines(): a message may hold a separator that ends no line of JSON.
     loaded = (json.loads(line) for line in lines if line)
     return tuple(Record(**{**fields, "spans": tuple(Span(**span) for span in fields["spans"])}) for fields in loaded)

@@ -131,9 +131,7 @@ def score(predictions: Values, references: Values) -> Scores:
         return Scores.of(dict.fromkeys(("spearman", "pearson", "rmse", "mae"), fault))
     with np.errstate(over="ignore"):  # a difference of two huge values may overflow; `Scores.of` then says so
         gap = np.abs(guess - truth)
-    return Scores.of(
-        {"spearman": _pearson(_ranks(guess), _ranks(truth)), "pearson": _pearson(guess, truth), "rmse": _rms(gap), "mae": _mean(gap)}
-    )
+    return Scores.of({"spearman": _pearson(_ranks(guess), _ranks(truth)), "pearson": _pearson(guess, truth), "rmse": _rms(gap), "mae": _mean(gap)})
 
 
 def generate(predictions: Sequence[str], references: Sequence[str], nll: float | None = None, tokens: int = 0) -> Scores:

@@ -13,10 +13,7 @@ from types import ModuleType
 # Scripts that put no space between words: Han with its radicals and extensions, kana, bopomofo, and their punctuation and wide forms.
 # Hangul is not among them: Korean separates its words.
 _KANA = "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9d"
-_CJK = (
-    "\u2e80-\u2fdf\u3001-\u303f\u3041-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f"
-    "\uff01-\uff9f\U00020000-\U0003ffff"
-)
+_CJK = "\u2e80-\u2fdf\u3001-\u303f\u3041-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f\U00020000-\U0003ffff"
 _CHARACTER = re.compile(f"[{_CJK}]")
 _KANA_CHARACTER = re.compile(f"[{_KANA}]")
 _TOKEN = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")

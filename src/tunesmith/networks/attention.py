@@ -7,12 +7,10 @@ there too. Positions, masks and indices depend on the lengths alone and are made
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,100 +18,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from .dropout import dropout as drop
+from .kernels import KERNELS, Kernel, Rules, by_matmul, by_sdpa, varlen
+from .layout import Bucket, Gather, Layout, spread
 
 NAME = "tunesmith"  # under which the functions are registered with transformers
-CALL_COST = 24_000  # what a further bucket costs, in cells of a score matrix; measured, see docs/LOG.md
 NO_MASK: ContextVar[bool] = ContextVar("no_mask", default=False)
-
-
-# ------------------------------------------------------------------------------------------------ where the rows lie
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """`rows` rows padded to `width`; they are the tokens start:stop. `spots` are the (stop - start) real cells of rows * width."""
-
-    start: int
-    stop: int
-    rows: int
-    width: int
-    spots: Tensor | None
-    masks: dict[tuple[bool, int, torch.dtype], Tensor | None] = field(default_factory=dict)
-
-    def mask(self, causal: bool, window: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """Additive, (rows or 1, width or 1, width): -inf where a query may not look; None where it may look everywhere."""
-        key = (causal, window, dtype)
-        if key not in self.masks:
-            self.masks[key] = self._mask(causal, window, dtype, device)
-        return self.masks[key]
-
-    def _mask(self, causal: bool, window: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        seen = None
-        if causal or window:
-            i = torch.arange(self.width, device=device)
-            far = (i[:, None] - i[None]).abs() >= (window or self.width)
-            seen = ~(far | (i[None] > i[:, None]) if causal else far)[None]
-        if self.spots is not None and not causal:  # causal rows never see the padding behind them
-            real = torch.zeros(self.rows * self.width, dtype=torch.bool, device=device)
-            real = real.index_fill(0, self.spots, True).view(self.rows, 1, self.width)
-            seen = real if seen is None else seen & real | torch.eye(self.width, dtype=torch.bool, device=device)
-        return None if seen is None else torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one packed batch lies: buckets over the tokens in order of row length; `order`/`back` where rows come unsorted."""
-
-    lengths: tuple[int, ...]
-    buckets: tuple[Bucket, ...]
-    order: Tensor | None
-    back: Tensor | None
-    positions: Tensor  # (1, N)
-    bounds: Tensor  # (B + 1,) int32, for kernels that take cumulative lengths
-
-
-@lru_cache(maxsize=64)
-def layout(lengths: tuple[int, ...], first_position: int, device: torch.device) -> Layout:
-    """The layout of rows of these lengths, whose positions count from `first_position`."""
-    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-    order = None
-    if by_length != list(range(len(lengths))):
-        spans = torch.arange(sum(lengths)).split(list(lengths))
-        order = torch.cat([spans[i] for i in by_length])
-    positions = torch.cat([torch.arange(n) for n in lengths]) + first_position
-    bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
-    buckets = tuple(group(tuple(sorted(lengths)), device))
-    back = None if order is None else order.argsort().to(device)
-    return Layout(lengths, buckets, None if order is None else order.to(device), back, positions[None].to(device), bounds.to(device))
-
-
-def group(lengths: tuple[int, ...], device: torch.device) -> Iterator[Bucket]:
-    """Sorted lengths cut into buckets so that padded score cells plus the cost of each call are least."""
-    cuts, start, token = cheapest_cuts(lengths), 0, 0
-    for stop in cuts:
-        rows = lengths[start:stop]
-        width, tokens = rows[-1], sum(rows)
-        spots = None
-        if tokens < width * len(rows):
-            spots = torch.cat([torch.arange(n) + i * width for i, n in enumerate(rows)]).to(device)
-        yield Bucket(token, token + tokens, len(rows), width, spots)
-        start, token = stop, token + tokens
-
-
-def cheapest_cuts(lengths: tuple[int, ...]) -> list[int]:
-    """Where to cut sorted lengths, by dynamic programming over the places where the length changes: O(distinct^2)."""
-    ends = [i + 1 for i, n in enumerate(lengths) if i + 1 == len(lengths) or lengths[i + 1] != n]
-    best: list[tuple[float, int]] = [(0.0, 0)]
-    starts = [0, *ends]
-    for j in range(1, len(starts)):
-        square = lengths[starts[j] - 1] ** 2
-        best.append(min((best[i][0] + square * (starts[j] - starts[i]) + CALL_COST, i) for i in range(j)))
-    cuts, j = [], len(starts) - 1
-    while j:
-        cuts.append(starts[j])
-        j = best[j][1]
-    return cuts[::-1]
 
 
 # ------------------------------------------------------------------------------------------------ what an attention module knows
@@ -177,17 +86,6 @@ def mask_function(*args, **kwargs) -> Tensor | None:  # the signature is transfo
 # ------------------------------------------------------------------------------------------------ the attention function
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What an architecture asks of its attention."""
-
-    scale: float
-    causal: bool
-    window: int
-    softcap: float | None
-    dropout: float
-
-
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -231,9 +129,6 @@ def packed(query: Tensor, key: Tensor, value: Tensor, room: Room, rules: Rules, 
     return (out if lay.back is None else out[lay.back])[None]
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Rules], Tensor]
-
-
 def one_bucket(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, kernel: Kernel, rules: Rules, prefix: tuple[Tensor, Tensor] | None) -> Tensor:
     """(n, H, d) for the n tokens of one bucket."""
     q, k, v = (spread(x[bucket.start : bucket.stop], bucket).transpose(1, 2) for x in (q, k, v))  # (rows, heads, width, d)
@@ -251,97 +146,7 @@ def with_prefix(k: Tensor, v: Tensor, mask: Tensor | None, prefix: tuple[Tensor,
     return k, v, None if mask is None else F.pad(mask, (len(prefix[0]), 0))
 
 
-def spread(x: Tensor, bucket: Bucket) -> Tensor:
-    """(n, heads, d) -> (rows, width, heads, d)."""
-    flat = x if bucket.spots is None else Scatter.apply(x, bucket.spots, bucket.rows * bucket.width)
-    return flat.reshape(bucket.rows, bucket.width, *x.shape[1:])
-
-
-class Scatter(torch.autograd.Function):
-    """Rows of x put at distinct `spots` of `size` zero rows. Backward is a gather; autograd's own would be a slow index_add."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, spots: Tensor, size: int) -> Tensor:
-        ctx.save_for_backward(spots)
-        return x.new_zeros(size, *x.shape[1:]).index_copy_(0, spots, x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        return grad.index_select(0, ctx.saved_tensors[0]), None, None
-
-
-class Gather(torch.autograd.Function):
-    """Rows of x at distinct `spots`; the inverse of Scatter."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, spots: Tensor) -> Tensor:
-        ctx.save_for_backward(spots)
-        ctx.size = len(x)
-        return x.index_select(0, spots)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, ctx.saved_tensors[0], grad), None
-
-
-# ------------------------------------------------------------------------------------------------ kernels
-
-
-def by_matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: Rules) -> Tensor:
-    """Two batched products and a softmax; heads that share keys are rows of one product. q (B, H, L, d) -> the same shape."""
-    rows, heads, length, dim = q.shape
-    kv, groups = k.shape[1], heads // k.shape[1]
-    q = q.reshape(rows * kv, groups * length, dim)
-    k, v = k.reshape(rows * kv, -1, dim), v.reshape(rows * kv, -1, dim)
-    mask = None if mask is None else by_head(mask, rows, kv, groups)
-    if mask is None or rules.softcap is not None:
-        scores = torch.bmm(q * rules.scale, k.mT)
-        scores = scores if rules.softcap is None else rules.softcap * torch.tanh(scores / rules.softcap)
-        scores = scores if mask is None else scores + mask
-    else:
-        scores = torch.baddbmm(mask, q, k.mT, alpha=rules.scale)
-    weights = scores.softmax(-1)
-    weights = drop(weights, rules.dropout) if rules.dropout else weights
-    return torch.bmm(weights.to(v.dtype), v).view(rows, kv, groups * length, dim).view(rows, heads, length, dim)
-
-
-def by_head(mask: Tensor, rows: int, kv: int, groups: int) -> Tensor:
-    """(rows or 1, 1, L or 1, keys) -> what broadcasts over scores (rows * kv, groups * L, keys)."""
-    mask = mask.repeat(1, 1, groups, 1) if mask.shape[2] > 1 else mask
-    return mask[0] if len(mask) == 1 else mask.expand(rows, kv, -1, -1).reshape(rows * kv, *mask.shape[2:])
-
-
-def by_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: Rules) -> Tensor:
-    """torch's fused kernel, which has no soft cap."""
-    if rules.softcap is not None:
-        return by_matmul(q, k, v, mask, rules)
-    return F.scaled_dot_product_attention(q, k, v, mask, rules.dropout, scale=rules.scale, enable_gqa=q.shape[1] != k.shape[1])
-
-
-KERNELS: dict[str, Kernel] = {"matmul": by_matmul, "sdpa": by_sdpa}
-
-
-def varlen(q: Tensor, k: Tensor, v: Tensor, lay: Layout, rules: Rules) -> Tensor:
-    """CUDA, torch >= 2.10: no bucket and no padding at all. (N, H, d)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters
-    groups, longest = q.shape[1] // k.shape[1], max(lay.lengths)
-    extra: dict[str, object] = {"scale": rules.scale} if "scale" in known else {}
-    if "window_size" in known:
-        extra["window_size"] = (rules.window - 1 if rules.window else -1, 0 if rules.causal else rules.window - 1 if rules.window else -1)
-    else:
-        extra["is_causal"] = rules.causal
-    if groups > 1 and "enable_gqa" in known:
-        extra["enable_gqa"] = True
-    elif groups > 1:
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    return varlen_attn(q, k, v, lay.bounds, lay.bounds, longest, longest, **extra)  # type: ignore[return-value]
-
-
-def padded(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, rules: Rules, prefix: tuple[Tensor, Tensor] | None
-) -> Tensor:
+def padded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, rules: Rules, prefix: tuple[Tensor, Tensor] | None) -> Tensor:
     """(B, H, L, d). `mask` is boolean (True: may look) or additive; `bias` (1 or B, H, L, keys) is added to the scores (T5)."""
     if mask is None and rules.causal and q.shape[2] > 1:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])[None, None]

@@ -6,11 +6,11 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import transformers as hf
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import Batch, Ragged
 from ..errors import Refusal
@@ -91,10 +91,10 @@ def load_config(source: Origin) -> hf.PretrainedConfig:
 def unreachable(source: Origin, error: Exception) -> Refusal:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):
-        return Refusal(f"{source.name!r} runs code from its repository, which Tunesmith does not do", where="model", fix="choose a model whose class is in transformers")
-    return Refusal(
-        f"cannot load {source.name!r}", where="model", why=text, fix="give a hub id, a folder with config.json and model.safetensors, or `minilm`"
-    )
+        return Refusal(
+            f"{source.name!r} runs code from its repository, which Tunesmith does not do", where="model", fix="choose a model whose class is in transformers"
+        )
+    return Refusal(f"cannot load {source.name!r}", where="model", why=text, fix="give a hub id, a folder with config.json and model.safetensors, or `minilm`")
 
 
 def load_network(
@@ -125,7 +125,7 @@ def load_network(
     except (OSError, ValueError, ImportError) as e:
         raise unreachable(source, e) from e
     if source.bits is None:
-        return look_over(model.to(device), generates, pool, tokenizer)
+        return look_over(model.to(device), generates, pool, tokenizer)  # type: ignore[arg-type]
     tame(model)
     net = look_over(model, generates, pool, tokenizer)
     net.register_state_dict_post_hook(own_tensors)
@@ -169,7 +169,7 @@ def causal(config: hf.PretrainedConfig) -> bool:
     return type(config) in hf.AutoModelForCausalLM._model_mapping and type(config) not in hf.AutoModelForMaskedLM._model_mapping
 
 
-def look_over(model: nn.Module, generates: bool, pool: Pool | None = None, tokenizer: object = None) -> Transformer:
+def look_over(model: Any, generates: bool, pool: Pool | None = None, tokenizer: Any = None) -> Transformer:
     """Find the parts, give every attention its seat, and check on two short rows whether the class runs packed."""
     config = model.config
     kind = "seq2seq" if generates and config.is_encoder_decoder else "encoder" if config.is_encoder_decoder else kind_of(config)
@@ -206,7 +206,7 @@ def check_vocabulary(net: Transformer) -> None:
         )
 
 
-def output_embedding(model: nn.Module) -> str | None:
+def output_embedding(model: Any) -> str | None:
     """Path of the output embedding, or None where it is tied to the input embedding."""
     out, table = model.get_output_embeddings(), model.get_input_embeddings()
     if out is None or out.weight is table.weight:

@@ -108,9 +108,7 @@ ROWS: dict[str, Row] = {
         "embeddings.tok_embeddings",
         ("final_norm",),
     ),
-    "gpt2": Row(
-        ("h",), {"attn.c_attn": "query+key+value", "attn.c_proj": "out", "mlp.c_fc": "up", "mlp.c_proj": "down"}, "attn", "wte", ("ln_f",)
-    ),
+    "gpt2": Row(("h",), {"attn.c_attn": "query+key+value", "attn.c_proj": "out", "mlp.c_fc": "up", "mlp.c_proj": "down"}, "attn", "wte", ("ln_f",)),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2"), LLAMA),
     "phi3": replace(
         LLAMA,
@@ -143,7 +141,7 @@ def anatomy(trunk: nn.Module, config: PretrainedConfig, at: str, kind: str) -> A
         embedding=f"{at}.{row.embedding}",
         tails=tuple(f"{at}.{tail}" for tail in (t.replace("decoder.", "encoder.") if lone else t for t in row.tails) if has(trunk, tail)),
         unused=tuple(f"{at}.{part}" for part in ((*row.unused, "decoder") if lone else row.unused) if has(trunk, part)),
-        width=trunk.get_submodule(row.embedding).weight.shape[1] if config.model_type == "gpt2" else width_of(config),
+        width=width_of(config),
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         head_dim=getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or width_of(config) // config.num_attention_heads,
         positions=position_limit(trunk, config),

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .attention import KERNELS, Rules
+from .kernels import KERNELS, Rules
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WORTH = 1.15  # a lower precision must be this much faster to be taken

@@ -6,13 +6,15 @@ import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Anatomy, Batch, Network, Ragged, Slot
-from .attention import Bucket, Gather, Layout, Room, layout, packed_masks
+from .attention import Room, packed_masks
 from .heads import POOLS, Pool
+from .layout import Bucket, Gather, Layout, layout
 from .trunk import listening_at, starting_at
 from .vocabulary import label_logp, logits_of
 
@@ -23,7 +25,7 @@ class Transformer(Network):
     compute   dtype of the matrix products (autocast); parameters that train stay fp32
     """
 
-    def __init__(self, model: nn.Module, at: str, anatomy: Anatomy, *, pool: Pool = "mean", room: Room | None = None, tokenizer=None):
+    def __init__(self, model: Any, at: str, anatomy: Anatomy, *, pool: Pool = "mean", room: Room | None = None, tokenizer=None):
         super().__init__()
         self.model, self.at, self.anatomy, self.pool, self.packs = model, at, anatomy, pool, True
         self.heads = nn.ModuleDict()
@@ -39,7 +41,7 @@ class Transformer(Network):
         self.skips = False  # blocks under a floor may be skipped; both are found out in networks/load.py
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> Any:
         return self.get_submodule(self.at)
 
     @property
@@ -47,6 +49,7 @@ class Transformer(Network):
         return next(self.model.parameters()).device
 
     def token_ids(self, text: str) -> list[int]:
+        assert self.tokenizer is not None, "this network was built without a tokenizer"
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     @torch.no_grad()
@@ -152,7 +155,7 @@ class Transformer(Network):
         """(N, D): what enters block `floor`, to be stored; at full depth, what enters the heads."""
         if floor == self.anatomy.depth:
             return self.states(batch)
-        with listening_at(self.get_submodule(self.anatomy.blocks[floor])) as seen:
+        with listening_at(self.get_submodule(self.anatomy.blocks[floor]), stop=self.packs) as seen:
             self.states(batch)
         if self.packs:
             return Ragged(seen[0][0], batch.ragged("ids").lengths)

@@ -36,16 +36,24 @@ def starting_at(blocks: list[nn.Module], floor: int, states: Tensor, arity: int)
             del block.__dict__["forward"]
 
 
+class Reached(Exception):
+    """The block was reached that a listener waits at: nothing above it is wanted."""
+
+
 @contextmanager
-def listening_at(block: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what enters a block: the states to store."""
+def listening_at(block: nn.Module, stop: bool = False) -> Iterator[list[Tensor]]:
+    """Collects what enters a block: the states to store. `stop` ends the forward pass there, by raising Reached."""
     seen: list[Tensor] = []
 
     def note(_: nn.Module, args: tuple, kwargs: dict) -> None:
         seen.append((args[0] if args else kwargs["hidden_states"]).detach())
+        if stop:
+            raise Reached
 
     hook = block.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield seen
+    except Reached:
+        pass
     finally:
         hook.remove()

@@ -52,9 +52,9 @@ class Features:
         was = net.training
         net.eval()
         for batch in self.table.once(4096):
-            states = net.pooled(batch) if self.pooled else net.trunk_states(batch, self.floor)
+            states = net.pooled(batch) if self.pooled else net.trunk_states(batch, self.floor)  # type: ignore[operator]
             rows = states.unbind() if isinstance(states, Tensor) else states.rows()
-            self.store |= zip(batch["row"].tolist(), (r.clone() for r in rows), strict=True)
+            self.store |= zip(batch["row"].tolist(), rows, strict=True)
             self.told(len(self.store), len(self.table))
         net.train(was)
 

@@ -66,9 +66,7 @@ def _turn(message: dict[str, Any], name: str) -> Turn:
     if content is None and message.get("tool_calls"):
         raise BadRow("an assistant turn holds tool calls and no text", fix="write the call as text")
     if not isinstance(content, str) or not content.strip():
-        raise BadRow(
-            "empty content" if not content or isinstance(content, str) else f"content is {kind(content)}, not text", f"a turn of {name}"
-        )
+        raise BadRow("empty content" if not content or isinstance(content, str) else f"content is {kind(content)}, not text", f"a turn of {name}")
     role = ROLES[name]
     return Turn(role, content, role == "assistant" and not any(message.get(k, True) in (False, 0) for k in _SILENT))
 

@@ -88,9 +88,7 @@ class Columns:
             if role not in roles:
                 near = difflib.get_close_matches(role, roles, 1)
                 fix = f"write `{near[0]}: {column}`" if near else ""
-                raise Refusal(
-                    f"no column of ours is named `{role}`", where=f"{self.key}.{role}", why=f"there are {', '.join(roles)}", fix=fix
-                )
+                raise Refusal(f"no column of ours is named `{role}`", where=f"{self.key}.{role}", why=f"there are {', '.join(roles)}", fix=fix)
             if column not in self.found:
                 raise self._absent(role, column)
 
@@ -115,9 +113,7 @@ class Columns:
             return self.given[role]
         hits = [n for n in map(self.has, names) if n is not None and n not in taken and n not in self.given.values()]
         if len(hits) > 1:
-            self.notes.append(
-                f"{role} is read from {quoted(hits[0])}; {', '.join(map(quoted, hits[1:3]))} would do too (`columns: {{{role}: ...}}`)"
-            )
+            self.notes.append(f"{role} is read from {quoted(hits[0])}; {', '.join(map(quoted, hits[1:3]))} would do too (`columns: {{{role}: ...}}`)")
         return hits[0] if hits else None
 
     def both(self, roles: tuple[str, str], pairs: Sequence[tuple[str, str]]) -> tuple[str, str] | None:

@@ -83,11 +83,7 @@ def read_text(document: Document) -> Records:
     lines = [line.strip() for line in document.text.split("\n")]
     body = "\n".join(lines).strip("\n")
     marker = _END if _END in lines else "" if "\n\n" in body else None
-    notes = [
-        {_END: f"a row is the text up to {_END}", "": "a row is a paragraph"}.get(marker or "", "")
-        if marker is not None
-        else "a row is a line"
-    ]
+    notes = [{_END: f"a row is the text up to {_END}", "": "a row is a paragraph"}.get(marker or "", "") if marker is not None else "a row is a line"]
     rows, numbers = [], []
     for number, text in _blocks(lines, marker):
         if too_big(text):

@@ -99,9 +99,7 @@ def _bad_rows(records: Records, bad: dict[str, list[tuple[int, BadRow]]], some_g
     what = reason + (f": {fault.detail}" if fault.detail else "") + f" ({len(rows):,} of {counted(len(records), 'row')}{also})"
     why = "; ".join(f"{reason} ({counted(len(rows), 'row')}, first {records.where(rows[0][0])})" for reason, rows in others[:4])
     skip = "`bad_rows: skip` leaves such rows out" if some_good else ""
-    return Refusal(
-        what, where=records.where(first), why=why and f"and {why}", fix="; ".join(filter(None, (fault.fix, skip))) or "mend the rows"
-    )
+    return Refusal(what, where=records.where(first), why=why and f"and {why}", fix="; ".join(filter(None, (fault.fix, skip))) or "mend the rows")
 
 
 def _places(records: Records, rows: list[tuple[int, BadRow]], n: int = 3) -> str:
@@ -122,6 +120,4 @@ def _line(example: Example) -> str:
         words = (token if tag == "O" else f"[{token} {tag}]" for token, tag in zip(example.tokens[:20], example.tags))
         return quoted(" ".join(words), 160)
     said = quoted(example.text, 90) + (f" / {quoted(example.pair, 90)}" if example.pair is not None else "")
-    return (
-        f"{said} -> {example.score:g}" if isinstance(example, Scored) else f"{said} -> {', '.join(map(quoted, example.labels)) or '(none)'}"
-    )
+    return f"{said} -> {example.score:g}" if isinstance(example, Scored) else f"{said} -> {', '.join(map(quoted, example.labels)) or '(none)'}"

@@ -76,9 +76,7 @@ def about_labels(examples: Sequence[Classified]) -> list[str]:
     twins = next((names for names in folded.values() if len(names) > 1), None)
     notes += [f"the labels {' and '.join(map(quoted, twins))} differ only in case or blanks"] if twins else []
     if len(examples) >= 20 and len(counts) > len(examples) / 2:
-        notes.append(
-            f"{len(counts):,} different labels in {len(examples):,} rows: is this the right column? numbers to predict are `task: score`"
-        )
+        notes.append(f"{len(counts):,} different labels in {len(examples):,} rows: is this the right column? numbers to predict are `task: score`")
     return notes
 
 

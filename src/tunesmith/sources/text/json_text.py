@@ -95,9 +95,7 @@ def _token_flaw(token: str, offset: int, keys: set[str] | None) -> Flaw | None:
     """`keys`: the keys so far of the object in which this token is a key; None for a token that is none."""
     if token[0] != '"':
         infinite = token[-1] in "Ny" or math.isinf(float(token) if re.fullmatch(r"-?\d+\.?\d*([eE][+-]?\d+)?", token) else 0)
-        return (
-            Flaw(offset, f"{quoted(token, 20)} is not a finite number", "write a number, or null where there is none") if infinite else None
-        )
+        return Flaw(offset, f"{quoted(token, 20)} is not a finite number", "write a number, or null where there is none") if infinite else None
     try:
         word = json.loads(token, strict=False)
     except ValueError:
@@ -156,9 +154,7 @@ def _object(value: Any, start: int, size: int, text: str) -> dict[str, Any]:
         kind = {list: "a list", str: "a string", type(None): "null"}.get(type(value), "a number")
         raise Flaw(start, f"expected one object per row, found {kind}", 'write {"column": value, ...}')
     if too_big(text[start : start + size]):
-        raise Flaw(
-            start, f"a row of {size:,} characters; the limit is 1 MB", "split it: such a row is mostly a file that lost its line breaks"
-        )
+        raise Flaw(start, f"a row of {size:,} characters; the limit is 1 MB", "split it: such a row is mostly a file that lost its line breaks")
     return value
 
 

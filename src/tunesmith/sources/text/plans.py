@@ -73,13 +73,7 @@ def _classify(view: Columns, options: Options) -> Plan:
         _known(names, options.known, label)
         return Classified(text(row, one), text(row, two) if two else None, names, i)
 
-    kind = (
-        "multi-label"
-        if any(isinstance(row.get(label), list) for row in rows) or options.multi_label
-        else "pair + label"
-        if two
-        else "text + label"
-    )
+    kind = "multi-label" if any(isinstance(row.get(label), list) for row in rows) or options.multi_label else "pair + label" if two else "text + label"
     return Plan(kind, {"text": one, "pair": two, "label": label}, build, guesses.about_labels)
 
 
@@ -138,15 +132,11 @@ def _tag_spans(whole: str, spans: str, options: Options) -> Plan:
 def _tag_words(view: Columns, tokens: str, column: str, options: Options) -> Plan:
     style = tags.scheme({tag for row in view.records.rows for tag in _strings(row, column)})
     if style != "BIO":
-        view.notes.append(
-            "the tags are BIOES or BILOU and were turned into BIO" if style == "BIOES" else "plain tags, one a word, with no spans"
-        )
+        view.notes.append("the tags are BIOES or BILOU and were turned into BIO" if style == "BIOES" else "plain tags, one a word, with no spans")
     mended: list[None] = []
 
     def build(i: int, row: dict[str, Any]) -> Tagged:
-        made = tags.from_words(
-            tags.listed(row, tokens), tags.listed(row, column), style, (lambda: mended.append(None)) if options.repair else None, i
-        )
+        made = tags.from_words(tags.listed(row, tokens), tags.listed(row, column), style, (lambda: mended.append(None)) if options.repair else None, i)
         types = {tag if style == "plain" else tag[2:] for tag in made.tags if tag != "O"}
         _known(types, options.known, column)
         return made

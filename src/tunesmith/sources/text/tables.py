@@ -81,11 +81,7 @@ def _head(text: str, delimiter: str) -> list[list[str]]:
     """The first rows, read leniently; the last is dropped where the sample may have cut it."""
     sample = text[:_SAMPLE_CHARS]
     try:
-        rows = [
-            row
-            for row in islice(csv.reader(io.StringIO(sample, newline="\n"), delimiter=delimiter), _SAMPLE_ROWS)
-            if any(map(str.strip, row))
-        ]
+        rows = [row for row in islice(csv.reader(io.StringIO(sample, newline="\n"), delimiter=delimiter), _SAMPLE_ROWS) if any(map(str.strip, row))]
     except csv.Error:
         return []
     return rows[:-1] if len(sample) < len(text) and len(rows) < _SAMPLE_ROWS else rows
@@ -164,9 +160,7 @@ def _explained(document: Document, delimiter: str, line: int, fault: str) -> Ref
     else:
         return document.refuse(start, fault, fix="mend the row, or delete it")
     if closed is None:
-        return document.refuse(
-            offset, "a quote that opens here is not closed", fix='close it, and write "" for a quote inside a quoted cell'
-        )
+        return document.refuse(offset, "a quote that opens here is not closed", fix='close it, and write "" for a quote inside a quoted cell')
     fix = f'write "" for a quote inside a quoted cell, or {_name(delimiter)} after the closing one'
     return document.refuse(-closed, "text after a closing quote", fix=fix)
 

@@ -1,0 +1,74 @@
+"""What travels: rows laid end to end, and batches of named columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of unequal length laid end to end: `values` (N, ...), `lengths` (B), sum(lengths) = N. There is no padding."""
+
+    values: Tensor
+    lengths: tuple[int, ...]
+
+    def rows(self) -> tuple[Tensor, ...]:
+        return self.values.split(list(self.lengths))
+
+    def starts(self) -> Tensor:
+        """(B,): index of each row's first value."""
+        return torch.tensor((0, *self.lengths[:-1]), device=self.values.device).cumsum(0)
+
+    def take(self, start: int, stop: int) -> Ragged:
+        """Rows start:stop."""
+        first = sum(self.lengths[:start])
+        return Ragged(self.values[first : first + sum(self.lengths[start:stop])], self.lengths[start:stop])
+
+    def to(self, device: torch.device) -> Ragged:
+        return Ragged(self.values.to(device, non_blocking=True), self.lengths)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Named columns of B rows: a Tensor (B, ...) or a Ragged. Enriched by copy, never in place.
+
+    `ids` is the text. `at`, where labels belong to tokens, holds the labelled positions of each row, counted from its start;
+    `label` holds their labels, or one label a row.
+    """
+
+    columns: Mapping[str, Tensor | Ragged]
+    task: str = "task"
+
+    def __getitem__(self, name: str) -> Tensor:
+        column = self.columns[name]
+        return column.values if isinstance(column, Ragged) else column
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
+
+    def __len__(self) -> int:
+        return len(self.ragged("ids").lengths)
+
+    def ragged(self, name: str) -> Ragged:
+        column = self.columns[name]
+        assert isinstance(column, Ragged), f"column {name!r} is not ragged"
+        return column
+
+    def labelled(self) -> Tensor:
+        """(M,): the labelled positions as indices into the N tokens."""
+        at = self.ragged("at")
+        return at.values + self.ragged("ids").starts().repeat_interleave(torch.tensor(at.lengths, device=at.values.device))
+
+    def take(self, start: int, stop: int) -> Batch:
+        """Rows start:stop."""
+        return Batch({k: v.take(start, stop) if isinstance(v, Ragged) else v[start:stop] for k, v in self.columns.items()}, self.task)
+
+    def plus(self, **columns: Tensor | Ragged) -> Batch:
+        return Batch({**self.columns, **columns}, self.task)
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch({k: v.to(device) for k, v in self.columns.items()}, self.task)

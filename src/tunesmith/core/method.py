@@ -1,0 +1,182 @@
+"""What may move, and the mark it leaves on a network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import Refusal
+from .network import Insert, Network
+
+
+class Method(ABC):
+    """What may move. A frozen dataclass of hyper-parameters; knows no loss and no data.
+
+    rates    learning rate by kind of architecture, measured (docs/LOG.md)
+    neutral  attaching it changes no output
+    merges   its change can be folded into the base weights
+    """
+
+    paper: ClassVar[str] = ""
+    neutral: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
+    rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-3, "decoder": 1e-3, "seq2seq": 1e-3}
+
+    def refuse(self, net: Network) -> None:
+        """Raise Refusal, with what would work, if this method makes no sense on this network."""
+
+    def inject(self, net: Network) -> list[Insert]:
+        """Add modules and return them. Selection methods add none."""
+        return []
+
+    @abstractmethod
+    def trains(self, name: str, net: Network) -> bool:
+        """Whether the parameter of this name may move. Heads always may."""
+
+    def pace(self, name: str, net: Network) -> float:
+        """Factor on the learning rate of this parameter."""
+        return 1.0
+
+    def wakes(self, name: str, net: Network) -> int:
+        """The epoch in which this parameter begins to move."""
+        return 0
+
+    def notes(self, net: Network) -> list[str]:
+        """What the user should know about this method on this network."""
+        return []
+
+    def attach(self, net: Network, *, keep: bool = True) -> Delta:
+        """Rewrite the network in place. `keep` holds the base values of what will move, so that the delta can be undone."""
+        self.refuse(net)
+        before = {id(t) for t in (*net.parameters(), *net.buffers())}
+        inserts = [insert.train(net.training) for insert in self.inject(net)]
+        names = dict(net.named_parameters())
+        added = frozenset(n for n, t in net.state_dict(keep_vars=True).items() if id(t) not in before)
+        live = {n for n, p in names.items() if p.is_floating_point() and not n.startswith(tuple(f"{path}." for path in net.anatomy.unused))}
+        trains = frozenset(n for n in live if n.startswith("heads.") or self.trains(n, net))
+        if not trains:
+            raise Refusal(f"{type(self).__name__} finds nothing to train in this network", where="method", fix="tunesmith list methods")
+        base = {n: names[n].detach().clone() for n in trains - added} if keep else {}
+        delta = Delta(net, added, trains, inserts, base, keep, {n: self.pace(n, net) for n in trains}, {n: self.wakes(n, net) for n in trains})
+        for n, p in names.items():
+            p.requires_grad_(n in trains)
+        return delta
+
+
+@dataclass
+class Delta:
+    """The mark a method left on a network: what it added, what may move, how to look past it, how to take it away."""
+
+    net: Network
+    added: frozenset[str]  # parameters and buffers that did not exist before
+    trains: frozenset[str]  # parameters that may receive a gradient
+    inserts: list[Insert]
+    base: dict[str, Tensor]  # values, before any step, of what moves and was there before
+    kept: bool
+    pace: Mapping[str, float]
+    wakes: Mapping[str, int]
+    epoch: int = 0
+
+    @property
+    def awake(self) -> frozenset[str]:
+        return frozenset(n for n in self.trains if self.wakes[n] <= self.epoch)
+
+    @property
+    def floor(self) -> int:
+        """Blocks below this index still compute what the base network computes: they rest, and may be cached."""
+        return self.under(self.awake)
+
+    @property
+    def lowest(self) -> int:
+        """The floor of the whole run, when all that will wake is awake."""
+        return self.under(self.trains)
+
+    def under(self, names: frozenset[str]) -> int:
+        depths = (self.net.anatomy.block_of(n) for n in names | (self.added - self.trains))
+        return max(0, min(depths, default=self.net.anatomy.depth))
+
+    def advance(self, epoch: int) -> None:
+        """Enter an epoch: what wakes in it begins to move (gradual unfreezing)."""
+        self.epoch = epoch
+        awake = self.awake
+        for n, p in self.net.named_parameters():
+            p.requires_grad_(n in awake)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.net.named_parameters() if n in self.trains}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that must be stored to rebuild the tuned network from its base."""
+        keep = self.added | self.trains
+        return {n: t for n, t in self.net.state_dict().items() if n in keep}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Exact inverse of `state_dict`; any missing, unexpected or misshapen entry is an error."""
+        here = self.state_dict()
+        if odd := set(here) ^ set(state):
+            raise Refusal(f"the stored delta does not fit this network: {sorted(odd)[:3]} ...", where="artifact")
+        with torch.no_grad():
+            for n, t in here.items():
+                if t.shape != state[n].shape:
+                    raise Refusal(f"{n} has shape {tuple(state[n].shape)}, expected {tuple(t.shape)}", where="artifact")
+                t.copy_(state[n])
+
+    def cast(self, frozen: torch.dtype) -> None:
+        """What moves is kept in fp32; what rests is stored in `frozen`, once, instead of being cast at every step.
+
+        A norm of which only the bias moves stays in fp32 whole, because its kernel takes no mixture.
+        """
+        hosts = {n.rpartition(".")[0] for n in self.trains}
+        for n, p in self.net.named_parameters():
+            if p.is_floating_point():
+                moves = n in self.trains or (p.dim() == 1 and n.rpartition(".")[0] in hosts)
+                data = p.data.to(torch.float32 if moves else frozen)
+                if self.kept and n not in self.added and data.dtype != p.dtype:
+                    self.base.setdefault(n, p.data)
+                p.data = data
+
+    def merge(self) -> Network:
+        """Fold the inserts into the base weights and leave a plain network."""
+        for insert in reversed(self.inserts):
+            insert.fold()
+            insert.ungraft()
+        return self.net
+
+    @contextmanager
+    def absent(self) -> Iterator[Network]:
+        """The base network, for as long as the block lasts (reference policy, untuned teacher)."""
+        self._need_base()
+        params = dict(self.net.named_parameters())
+        here = {n: params[n].data for n in self.base}
+        self._swap(params, self.base, on=False)
+        try:
+            yield self.net
+        finally:
+            self._swap(params, here, on=True)
+
+    def detach(self) -> Network:
+        """The base network, for good, bit for bit."""
+        self._need_base()
+        self._swap(dict(self.net.named_parameters()), self.base, on=False)
+        for insert in reversed(self.inserts):
+            insert.ungraft()
+        for p in self.net.parameters():
+            p.grad = None
+            p.requires_grad_(p.is_floating_point())
+        return self.net
+
+    def _swap(self, params: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], on: bool) -> None:
+        for n, value in values.items():
+            params[n].data = value
+        for insert in self.inserts:
+            insert.on = on
+
+    def _need_base(self) -> None:
+        if not self.kept and self.trains - self.added - self.base.keys():
+            raise RuntimeError("attached with keep=False: the base values were not kept")

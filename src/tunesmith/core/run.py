@@ -1,0 +1,126 @@
+"""What is better, what arrives, how it moves; and a run, which is all of these side by side."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from .data import Batch
+from .method import Delta
+from .network import Network
+
+Signals = Mapping[str, Tensor]  # what an objective reads off a network
+Terms = Mapping[str, Tensor]  # name -> loss summed over units, never averaged: the update divides, once
+Counts = Mapping[str, float]  # name -> how many units were summed
+
+
+class Objective(nn.Module, ABC):
+    """What is better. `read` is the only half that sees the network; `score` is a pure function of what was read.
+
+    Never owns the network; anything learnable in it is its own parameter. `needs` are the columns both halves look up.
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def read(self, net: Network, batch: Batch) -> Signals: ...
+
+    @abstractmethod
+    def score(self, signals: Signals, batch: Batch) -> Terms: ...
+
+    def count(self, batch: Batch) -> Counts:
+        """Units by term, known before the forward pass."""
+        return {batch.task: len(batch)}
+
+    def forward(self, net: Network, batch: Batch) -> Terms:
+        return self.score(self.read(net, batch), batch)
+
+
+class Source(Protocol):
+    """What arrives, when. `batches` counts from `start`, so that a run continues where it stopped; it may look at the network."""
+
+    @property
+    def gives(self) -> frozenset[str]: ...
+
+    def batches(self, net: Network, start: int = 0) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training between two boundaries: one for most streams, one a task for continual ones.
+
+    `steps` optimiser steps in all, `period` of them an epoch.
+    """
+
+    name: str
+    train: Source
+    steps: int
+    period: int
+
+
+class Listener:
+    """Anything that acts beside the loop: evaluation, checkpoints, progress, Fisher estimates, snapshots.
+
+    `state` and `restore` carry what it must remember over an interruption, as JSON.
+    """
+
+    def step(self, run: Run, record: Mapping[str, float]) -> None:
+        """After each optimiser step; `run.done` counts it already."""
+
+    def end(self, run: Run, stage: Stage) -> None:
+        """After the last step of a stage."""
+
+    def state(self) -> Mapping[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+
+
+class Update(Protocol):
+    """How the trainable part moves, given all batches of one step."""
+
+    def step(self, run: Run, micro: Sequence[Batch]) -> Mapping[str, float]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclass
+class Run:
+    """The five nouns side by side.
+
+    done   optimiser steps taken
+    halt   the reason to stop early, if any
+    spent  share of a budget that is not counted in steps (time), in [0, 1]
+    """
+
+    net: Network
+    delta: Delta
+    objective: Objective
+    stream: Sequence[Stage]
+    update: Update
+    listeners: Sequence[Listener] = ()
+    accumulate: int = 1
+    seed: int = 0
+    done: int = 0
+    halt: str = ""
+    spent: float = 0.0
+    log: list[Mapping[str, float]] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return sum(stage.steps for stage in self.stream)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is behind, in [0, 1]: what schedules go by."""
+        return max(self.done / self.total, self.spent)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return self.delta.parameters() | {f"objective.{n}": p for n, p in self.objective.named_parameters()}
