@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
-from .checkpoint import owned, write_file
+from .checkpoint import Content, write_file
 from .core import Batch, Delta, Method, Ragged
 from .errors import Refusal, Storage
 from .methods import METHODS
@@ -55,19 +55,19 @@ def save_artifact(folder: Path, net: Transformer, delta: Delta, method: Method, 
     """Write, read back, compare. Returns the bytes of the tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     state, adapter = delta.state_dict(), to_peft(method, delta, about.model["name"])
-    files: dict[str, bytes] = {}
+    files: dict[str, Content] = {}
     if adapter:
-        files["adapter_model.safetensors"] = save(owned(adapter.tensors), {"format": "pt"})
+        files["adapter_model.safetensors"] = adapter.tensors
         files["adapter_config.json"] = json.dumps(adapter.config, indent=2).encode()
     rest = {n: t for n, t in state.items() if not adapter or n not in adapter.ours}
     if rest:
-        files["delta.safetensors"] = save(owned(rest), {"format": "pt"})
+        files["delta.safetensors"] = rest
     files["tunesmith.json"] = json.dumps(asdict(about), indent=2, ensure_ascii=False).encode()
-    for name, data in files.items():
-        write_file(folder / name, data)
+    for name, content in files.items():
+        write_file(folder / name, content)
     tokenizer.save_pretrained(folder)
     verify(folder, net, delta, method)
-    return sum(len(d) for n, d in files.items() if n.endswith(".safetensors"))
+    return sum((folder / n).stat().st_size for n in files if n.endswith(".safetensors"))
 
 
 def verify(folder: Path, net: Transformer, delta: Delta, method: Method) -> None:
@@ -253,7 +253,7 @@ def export(folder: str | Path, out: Path) -> list[str]:
     net.model.save_pretrained(out)
     tuned.reader.tokenizer.save_pretrained(out)
     if len(net.heads):
-        write_file(out / "head.safetensors", save(owned(net.heads.state_dict()), {"format": "pt"}))
+        write_file(out / "head.safetensors", net.heads.state_dict())
     again = load_network(Origin(str(out), str(out)), generates=tuned.task.kind == "generate", pool=net.pool)  # type: ignore[arg-type]
     with torch.no_grad():
         gap = float((again.states(probe).values - before).abs().max())

@@ -18,27 +18,33 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .core import Listener, Run, Stage
 from .errors import Refusal, Storage
 
 MANIFEST = "manifest.json"
+Content = bytes | Mapping[str, Tensor]
 
 
 # ------------------------------------------------------------------------------------------------ writing so that it is there
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder of files in place whole or not at all. Raises Storage where the disk does not take them."""
+def write_folder(folder: Path, files: Mapping[str, Content]) -> None:
+    """Put a folder of files in place whole or not at all. Raises Storage where the disk does not take them.
+
+    Tensors go from where they are to the disk, without a second copy in memory; hashes are of what the disk gives back.
+    """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        for name, data in files.items():
-            write_synced(aside / name, data)
-        write_synced(aside / MANIFEST, json.dumps({n: {"size": len(d), "xxh3": digest(d)} for n, d in files.items()}, indent=1).encode())
+        for name, content in files.items():
+            write_synced(aside / name, content)
+        entries = {name: {"size": (aside / name).stat().st_size, "xxh3": digest(aside / name)} for name in files}
+        write_synced(aside / MANIFEST, json.dumps(entries, indent=1).encode())
         sync(aside)
         if folder.exists():
             shutil.rmtree(folder)
@@ -46,7 +52,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         sync(folder.parent)
     except OSError as e:
         shutil.rmtree(aside, ignore_errors=True)
-        need = sum(len(d) for d in files.values())
+        need = sum(size_of(content) for content in files.values())
         free = shutil.disk_usage(folder.parent).free if folder.parent.exists() else 0
         raise Storage(
             f"cannot write {folder}",
@@ -55,12 +61,12 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         ) from e
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, content: Content) -> None:
     """Replace one file whole or not at all."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(aside, data)
+        write_synced(aside, content)
         aside.replace(path)
         sync(path.parent)
     except OSError as e:
@@ -68,11 +74,20 @@ def write_file(path: Path, data: bytes) -> None:
         raise Storage(f"cannot write {path}", why=str(e.strerror or e), fix="make room, or choose another `out`") from e
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as f:
-        f.write(data)
-        f.flush()
+def write_synced(path: Path, content: Content) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        try:
+            save_file(owned(content), path, {"format": "pt"})
+        except SafetensorError as e:  # it wraps what the system said
+            raise OSError(28 if "os error 28" in str(e) else 5, str(e)) from e
+    with path.open("rb") as f:
         os.fsync(f.fileno())
+
+
+def size_of(content: Content) -> int:
+    return len(content) if isinstance(content, bytes) else sum(t.numel() * t.element_size() for t in content.values())
 
 
 def sync(folder: Path) -> None:
@@ -83,8 +98,13 @@ def sync(folder: Path) -> None:
         os.close(handle)
 
 
-def digest(data: bytes) -> str:
-    return xxhash.xxh3_128_hexdigest(data)
+def digest(path: Path) -> str:
+    """xxh3 of a file, read in pieces."""
+    hashed = xxhash.xxh3_128()
+    with path.open("rb") as f:
+        while piece := f.read(1 << 22):
+            hashed.update(piece)
+    return hashed.hexdigest()
 
 
 def damage(folder: Path) -> str:
@@ -92,8 +112,7 @@ def damage(folder: Path) -> str:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         for name, entry in manifest.items():
-            data = (folder / name).read_bytes()
-            if len(data) != entry["size"] or digest(data) != entry["xxh3"]:
+            if (folder / name).stat().st_size != entry["size"] or digest(folder / name) != entry["xxh3"]:
                 return f"{name} is not what was written"
     except FileNotFoundError as e:
         return f"{Path(e.filename).name} is missing"
@@ -125,9 +144,9 @@ class Checkpoints(Listener):
 
     def save(self, run: Run) -> None:
         files = {
-            "delta.safetensors": save(owned(run.delta.state_dict())),
-            "objective.safetensors": save(owned(run.objective.state_dict())),
-            "update.safetensors": save(owned(run.update.state_dict())),
+            "delta.safetensors": run.delta.state_dict(),
+            "objective.safetensors": run.objective.state_dict(),
+            "update.safetensors": run.update.state_dict(),
             "state.json": json.dumps({"done": run.done, "halt": run.halt, "fingerprint": self.fingerprint, "listeners": states(run)}).encode(),
         }
         write_folder(self.folder / name_of(run.done), files)
@@ -178,7 +197,14 @@ def states(run: Run) -> list[Mapping[str, Any]]:
 
 def owned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous and on the CPU, as safetensors wants it; a tensor stored under two names is written twice."""
-    return {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        t = tensor.detach().cpu().contiguous()
+        place = t.untyped_storage().data_ptr()
+        found[name] = t.clone() if place in seen or t.untyped_storage().nbytes() != t.numel() * t.element_size() else t
+        seen.add(place)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ one run, one folder

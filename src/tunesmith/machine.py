@@ -12,12 +12,17 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 def keep_freed_memory() -> None:
     """glibc: hand freed activations to the next step instead of back to the kernel, which would fault every page in again."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is None or not hasattr(libc, "gnu_get_libc_version") or "MALLOC_MMAP_MAX_" in os.environ:
+    libc = glibc()
+    if libc is None or "MALLOC_MMAP_MAX_" in os.environ:
         return
     libc.mallopt(M_MMAP_MAX, 0)  # a threshold would not do: glibc caps it at 32 MB, less than an embedding's gradient
     libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
     libc.mallopt(M_TOP_PAD, 16 << 20)
+
+
+def glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if libc is not None and hasattr(libc, "gnu_get_libc_version") else None
 
 
 def peak_memory() -> int:
@@ -36,7 +41,13 @@ def peak_memory() -> int:
 
 def reset_peak() -> None:
     """Start counting the peak anew, so that several runs in one process can be told apart."""
+    import gc
+
     import torch
+
+    gc.collect()
+    if (libc := glibc()) is not None:
+        libc.malloc_trim(0)
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

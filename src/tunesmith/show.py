@@ -11,7 +11,7 @@ from .compare.plain import EIGHT, compare, table
 from .progress import Reporter
 from .recipe import recipe
 
-RECIPE = {"model": "minilm", "task": "classify", "data": {"train": "desk", "eval": "desk"}, "budget": {"epochs": 8}}
+RECIPE = {"model": "minilm", "task": "classify", "data": {"train": "desk", "eval": "desk"}, "budget": {"epochs": 8}, "evaluate": {"best": False}}
 
 
 def demo(out: Path, as_json: bool) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from . import machine
 from .artifact import Description, save_artifact
 from .card import card
-from .checkpoint import Checkpoints, Lock, owned, write_file
+from .checkpoint import Checkpoints, Lock, write_file
 from .dataset import read_data
 from .engine import fit
 from .errors import Diverged, OutOfMemory
@@ -171,7 +171,7 @@ def every(given: int | str, period: int) -> int:
 def best_keeper(recipe: Recipe, folder: Path):
     if not recipe.evaluate.best:
         return None
-    return lambda state: write_file(folder / "checkpoints" / "best.safetensors", save(owned(state)))
+    return lambda state: write_file(folder / "checkpoints" / "best.safetensors", state)
 
 
 def fingerprint(job: Job) -> dict[str, Any]:
