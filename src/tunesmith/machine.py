@@ -12,6 +12,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 def keep_freed_memory() -> None:
     """glibc: hand freed activations to the next step instead of back to the kernel, which would fault every page in again."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # of 1,024 kernels, one a shape: 0.3 GB for nothing; read at its first use
     libc = glibc()
     if libc is None or "MALLOC_MMAP_MAX_" in os.environ:
         return
