@@ -81,7 +81,7 @@ def measure(mode: str, spec: Spec, **more: object) -> dict:
     path = os.pathsep.join(filter(None, [str(HERE.parent / "src"), os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(spec.threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     if spec.malloc and spec.side != "ours":
-        env |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
+        env |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
     busy, own, start = processor_time(), os.times(), time.perf_counter()
     done = subprocess.run([sys.executable, str(HERE / "sides.py"), order], capture_output=True, text=True, env=env)
     if done.returncode:
