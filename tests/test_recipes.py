@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import shop
 
+import shop
 from tunesmith.progress import Reporter
 from tunesmith.recipe import Budget, Data, Model, UpdateOptions, read_recipe
 from tunesmith.train import run
