@@ -25,7 +25,7 @@ test: $(STAMP) lint ## lint and all tests
 lint: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(STAMP) ## against the peers; see benchmarks/README.md
 	$(BIN)/python benchmarks/peers.py
