@@ -31,7 +31,7 @@ ALLOWED = {
     "evaluate": UNDER,
     "checkpoint": UNDER,
     "recipe_yaml": {"errors"},
-    "recipe": {*UNDER, *SIBLINGS, "recipe_yaml"},
+    "recipe": {*UNDER, *SIBLINGS, "aliases", "recipe_yaml"},
     "machine": set(),
     "hub": set(),
     "data": {"errors"},
@@ -63,7 +63,7 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
 def test_files_and_functions_stay_small(path):
     text = path.read_text()
-    assert text.count("\n") <= 330
+    assert text.count("\n") <= 310
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             start = node.body[1].lineno if len(node.body) > 1 and ast.get_docstring(node) else node.lineno
