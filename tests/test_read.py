@@ -13,33 +13,14 @@ import types
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.errors import Refusal
+from reading import QUICK, in_folder, refused, write  # noqa: F401  (in_folder is a fixture that every test here uses)
 from tunesmith.sources.text import arrow
 from tunesmith.sources.text.read import read
 
 DATA = os.environ.get("TUNESMITH_DATA")
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def write(name: str, content: str | bytes) -> str:
-    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
-    return name
-
-
-def refused(name: str, **options) -> str:
-    with pytest.raises(Refusal) as caught:
-        read(name, **options)
-    assert caught.value.fix, f"no remedy in: {caught.value}"
-    assert "Traceback" not in str(caught.value)
-    return str(caught.value)
 
 
 def of(columns: str, *rows: tuple) -> list[dict]:

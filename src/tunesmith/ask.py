@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from .artifact import Tuned, describe, load, write
-from .dataset import Dataset, Part, desk_records, known
+from .dataset import Part, desk_records, known
 from .errors import Refusal
 from .evaluate.evaluate import Probe
 from .job import references
@@ -39,11 +39,10 @@ def evaluate(folder: Path, file: str) -> dict[str, Any]:
 
 def probe(part: Part, tuned: Tuned, made: Recipe) -> Probe:
     table = Table(part.encoded.columns, tuned.task.name, device=tuned.net.device)
-    data = Dataset(tuned.task, tuned.reader, None, part, None, None)  # type: ignore[arg-type]
     examples = part.examples[: made.evaluate.samples]
     asked = [e.turns[:-1] for e in examples if isinstance(e, Dialogue)]
     writes = (lambda net: write(net, tuned.reader, asked, Sampling(made.evaluate.max_new_tokens))) if asked else None
-    return Probe("eval", lambda net: table.once(), tuned.task.kind, tuned.task.labels, references(part, data), writes)
+    return Probe("eval", lambda net: table.once(), tuned.task.kind, tuned.task.labels, references(part, tuned.task.kind), writes)
 
 
 def recipe_of(folder: Path) -> Recipe:

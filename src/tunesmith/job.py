@@ -165,10 +165,10 @@ def probe_for(part: Part, data: Dataset, recipe: Recipe, net: Transformer, delta
     def once(network: Network) -> Iterator[Batch]:
         return source.once(network) if isinstance(source, Features) else source.once()
 
-    return Probe(part.name, once, data.task.kind, data.task.labels, references(part, data), writer(part, data, recipe))
+    return Probe(part.name, once, data.task.kind, data.task.labels, references(part, data.task.kind), writer(part, data, recipe))
 
 
-def references(part: Part, data: Dataset) -> list[Any]:
+def references(part: Part, kind: str) -> list[Any]:
     examples: Any = part.examples
     ways = {
         "single": lambda e: e.labels[0],
@@ -177,7 +177,7 @@ def references(part: Part, data: Dataset) -> list[Any]:
         "tag": lambda e: list(e.tags),
         "generate": lambda e: e.turns[-1].content if isinstance(e, Dialogue) else e.text,
     }
-    return [ways[data.task.kind](e) for e in examples]
+    return [ways[kind](e) for e in examples]
 
 
 def writer(part: Part, data: Dataset, recipe: Recipe):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -296,6 +296,4 @@ def vocabulary() -> dict[str, list[str]]:
 
 def objective(kind: str, options: Mapping[str, Any]) -> Objective:
     """The objective of a recipe. `kind` is the task's."""
-    table: Iterable[str] = OBJECTIVES
-    assert options["kind"] in table
     return OBJECTIVES[options["kind"]](kind, **without_kind(options))

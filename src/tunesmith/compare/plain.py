@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,7 @@ from ..train import Result, run
 EIGHT = tuple(name for name in METHODS if name != "peft")
 
 
-def compare(
-    recipe: Recipe, methods: Sequence[str], reporter: Reporter, *, fresh: bool = False, each: Callable[[Result], None] = lambda r: None
-) -> list[Result]:
+def compare(recipe: Recipe, methods: Sequence[str], reporter: Reporter, *, fresh: bool = False) -> list[Result]:
     """Train an arm for each method at its own default rate; a method that refuses this model is said and left out."""
     results = []
     for name in methods:
@@ -41,7 +39,6 @@ def compare(
             reporter.say(f"{name}: left out. {e}", "yellow")
             continue
         reporter.say(f"{name}: done in {time.perf_counter() - began:.0f} s", "green")
-        each(result)
         results.append(result)
     return results
 

@@ -141,9 +141,9 @@ def anatomy(trunk: nn.Module, config: PretrainedConfig, at: str, kind: str) -> A
         embedding=f"{at}.{row.embedding}",
         tails=tuple(f"{at}.{tail}" for tail in (t.replace("decoder.", "encoder.") if lone else t for t in row.tails) if has(trunk, tail)),
         unused=tuple(f"{at}.{part}" for part in ((*row.unused, "decoder") if lone else row.unused) if has(trunk, part)),
-        width=width_of(config),
+        width=config.hidden_size,
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_dim=getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or width_of(config) // config.num_attention_heads,
+        head_dim=getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // config.num_attention_heads,
         positions=position_limit(trunk, config),
         position_offset=first_position(trunk),
     )
@@ -158,11 +158,6 @@ def projections(block: nn.Module, roles: Mapping[str, str]) -> Iterator[tuple[st
     for path, module in block.named_modules():
         if path in roles and isinstance(module, nn.Linear | Conv1D):
             yield path, roles[path]
-
-
-def width_of(config: PretrainedConfig) -> int:
-    """The hidden size under whichever name the configuration keeps it."""
-    return config.hidden_size
 
 
 def first_position(trunk: nn.Module) -> int:
