@@ -46,6 +46,8 @@ class Spec:
     threads: int = 2
     decay: float = 0.01
     clip: float = 1.0
+    warmup: float = 0.0  # share of the steps
+    classes: int = 2
     in_order: bool = False
     clock: str = "wall"
     malloc: bool = False  # the peer's process keeps freed memory too
@@ -127,7 +129,7 @@ def our_network(spec: Spec):
 
     source = origin(spec.model)
     net = load_network(source, generates=False, tokenizer=load_tokenizer(source), dropout=spec.dropout)
-    add_head(net, "task", HeadSpec(2, dropout=spec.head_dropout), spec.seed)
+    add_head(net, "task", HeadSpec(spec.classes, dropout=spec.head_dropout), spec.seed)
     torch.manual_seed(spec.seed)
     method = METHODS[spec.method](**{"layers": {"last": TOP}, "prompt": {"length": ROWS}, "prefix": {"length": ROWS}}.get(spec.method, {}))
     delta = method.attach(net, keep=False)
@@ -162,7 +164,7 @@ def our_run(spec: Spec, net, delta, clock: Clock):
     from tunesmith.updates import Descend
 
     source = our_source(spec, delta)
-    update = Descend(spec.rate, warmup=0.0, decay=spec.decay, clip=spec.clip)
+    update = Descend(spec.rate, warmup=spec.warmup, decay=spec.decay, clip=spec.clip)
     return Run(net, delta, Supervised("single"), [Stage("train", source, spec.total, source.period)], update, (clock,), seed=spec.seed)
 
 
@@ -195,7 +197,7 @@ def classifier(spec: Spec) -> nn.Module:
 
         def __init__(self, config, backbone: nn.Module):
             super().__init__(config)
-            self.backbone, self.dropout, self.classifier = backbone, nn.Dropout(spec.head_dropout), nn.Linear(config.hidden_size, 2)
+            self.backbone, self.dropout, self.classifier = backbone, nn.Dropout(spec.head_dropout), nn.Linear(config.hidden_size, spec.classes)
 
         def get_input_embeddings(self) -> nn.Module:
             return self.backbone.get_input_embeddings()
@@ -290,7 +292,7 @@ def arguments(spec: Spec):
         "eval_strategy": "no",
     }
     budget = {"per_device_train_batch_size": spec.size, "num_train_epochs": spec.epochs, "max_steps": spec.steps or -1, "seed": spec.seed}
-    update = {"learning_rate": spec.rate, "weight_decay": spec.decay, "max_grad_norm": spec.clip, "lr_scheduler_type": "linear"}
+    update = {"learning_rate": spec.rate, "weight_decay": spec.decay, "max_grad_norm": spec.clip, "lr_scheduler_type": "linear", "warmup_steps": round(spec.warmup * spec.total)}
     quiet = {"output_dir": tempfile.gettempdir(), "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
     order = {"train_sampling_strategy": "sequential"} if spec.in_order else {}
     return TrainingArguments(**budget, **update, **quiet, **({**best, **order} if spec.side == "tuned" else order))

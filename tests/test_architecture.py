@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "tunesmith"
 FILES = sorted(SRC.rglob("*.py"))
 SIBLINGS = ("networks", "methods", "objectives", "sources", "updates")
-UNDER = {"errors", "core"}
+UNDER = {"errors", "core", "parallel"}
 ALLOWED = {
     "core": {"errors"},
+    "parallel": set(),
     **{name: UNDER | {"hub"} for name in SIBLINGS},
     "engine": UNDER,
     "evaluate": UNDER,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .core import Listener, Run, Stage
 from .errors import Refusal, Storage
+from .parallel import first
 
 MANIFEST = "manifest.json"
 Content = bytes | Mapping[str, Tensor]
@@ -143,6 +144,8 @@ class Checkpoints(Listener):
             self.save(run)
 
     def save(self, run: Run) -> None:
+        if not first():
+            return
         files = {
             "delta.safetensors": run.delta.state_dict(),
             "objective.safetensors": run.objective.state_dict(),
@@ -159,7 +162,7 @@ class Checkpoints(Listener):
 
     def resume(self, run: Run) -> bool:
         """Continue from the newest checkpoint that verifies. The network must be attached and the update prepared."""
-        for left in self.folder.glob(".*.tmp"):
+        for left in self.folder.glob(".*.tmp") if first() else ():
             shutil.rmtree(left, ignore_errors=True)
         for folder in self.found():
             if fault := damage(folder):

@@ -18,6 +18,7 @@ app = typer.Typer(
     name="tunesmith", no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Every way to fine-tune a Transformer, in one place, measured side by side on your own data.",
 )  # fmt: skip
+SPEAKS = os.environ.get("RANK", "0") == "0"  # of several processes on one run, the first
 LOOSE = {"allow_extra_args": True, "ignore_unknown_options": True}
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe. Then any number of key=value, or --key value, to override it.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; progress on standard error.")]
@@ -53,7 +54,8 @@ def main() -> None:
 
 
 def fail(text: str, code: int) -> None:
-    print(f"tunesmith: {text}", file=sys.stderr)
+    if SPEAKS:
+        print(f"tunesmith: {text}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -73,6 +75,8 @@ def overrides(context: typer.Context) -> list[str]:
 
 
 def tell(as_json: bool, record: Any, human: Callable[[], None]) -> None:
+    if not SPEAKS:
+        return
     if as_json:
         print(json.dumps(record, ensure_ascii=False))
     else:

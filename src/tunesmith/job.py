@@ -18,6 +18,7 @@ from .networks.decode import Sampling
 from .networks.load import HeadSpec, add_head, load_network
 from .networks.precision import DTYPES, Choice, Sizes, choose
 from .networks.transformer import Transformer
+from .parallel import told
 from .progress import Reporter
 from .recipe import Recipe, objective
 from .sources.features import Features
@@ -80,7 +81,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
         net.recompute()
     fits(data, net, recipe)
     table = Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed, net.device)
-    choice = choose(sizes(net, table), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel)
+    choice = told(lambda: choose(sizes(net, table), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel))
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute)
     stage = Stage("train", cached(table, net, delta, data, reporter), *lengths(recipe, table))

@@ -17,6 +17,9 @@ from .core import Listener, Run
 from .errors import Interrupted
 from .evaluate.evaluate import Outcome, Probe
 from .evaluate.metrics import better
+from .parallel import any_of, first, told
+
+PASSED_ON = 2.0  # seconds
 
 
 @dataclass
@@ -66,11 +69,12 @@ class Journal(Listener):
     path: Path
 
     def step(self, run: Run, record: Mapping[str, float]) -> None:
-        with self.path.open("a") as f:
-            f.write(json.dumps({"step": run.done, **record}) + "\n")
+        if first():
+            with self.path.open("a") as f:
+                f.write(json.dumps({"step": run.done, **record}) + "\n")
 
     def rewind(self, done: int) -> None:
-        if self.path.exists():
+        if first() and self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if whole(line) and json.loads(line)["step"] <= done]
             self.path.write_text("".join(line + "\n" for line in lines))
 
@@ -97,6 +101,7 @@ class Clock(Listener):
         self.tick()
         self.tokens, self.rows = self.tokens + int(record["tokens"]), self.rows + int(record["rows"])
         if self.minutes:
+            self.seconds = told(lambda: self.seconds)
             run.spent = min(1.0, self.seconds / (60 * self.minutes))
             run.halt = run.halt or (f"{self.minutes:g} minutes are over" if run.spent == 1.0 else "")
 
@@ -136,10 +141,13 @@ class Show(Listener):
 
 
 class Signals(Listener):
-    """SIGTERM and Ctrl-C let the step finish and the run save, and leave with a code of their own; a second one ends it at once."""
+    """SIGTERM and Ctrl-C let the step finish and the run save, and leave with a code of their own; one more, seconds later, ends it at once.
+
+    At once comes a second one where a launcher of several processes passes on what the terminal has sent to all of them.
+    """
 
     def __init__(self, save: Callable[[Run], None]) -> None:
-        self.save, self.name, self.before = save, "", {}
+        self.save, self.name, self.since, self.before = save, "", 0.0, {}
 
     def __enter__(self) -> Signals:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -151,11 +159,11 @@ class Signals(Listener):
             signal.signal(number, handler)
 
     def heard(self, number: int, frame: FrameType | None) -> None:
-        if self.name:
+        if self.name and time.monotonic() - self.since > PASSED_ON:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        self.name, self.since = signal.Signals(number).name, self.since or time.monotonic()
 
     def step(self, run: Run, record: Mapping[str, float]) -> None:
-        if self.name:
+        if any_of(bool(self.name)):
             self.save(run)
             raise Interrupted(f"stopped by {self.name} after step {run.done} of {run.total}; saved", fix="the same command continues")

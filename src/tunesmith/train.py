@@ -16,7 +16,7 @@ import transformers
 import yaml
 from safetensors.torch import load_file
 
-from . import machine
+from . import machine, parallel
 from .artifact import Description, save_artifact
 from .card import card
 from .checkpoint import Checkpoints, Lock, write_file
@@ -48,17 +48,18 @@ class Result:
 
 def run(recipe: Recipe, reporter: Reporter | None = None, *, fresh: bool = False) -> Result:
     """Train by a recipe; an interrupted run continues, a finished one is returned as it is."""
-    reporter = reporter or Reporter()
+    reporter = (reporter or Reporter()) if parallel.first() else Reporter(quiet=True)
     machine.keep_freed_memory()
     machine.reset_peak()
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
     folder = recipe.folder
-    lock = Lock(folder)
+    parallel.join()
+    lock = Lock(folder) if parallel.first() else None
     try:
-        if fresh:
+        if fresh and parallel.first():
             start_anew(folder)
-        recipe = as_begun(recipe, folder)
-        done = finished(recipe, folder)
+        recipe = parallel.told(lambda: as_begun(recipe, folder))
+        done = parallel.told(lambda: finished(recipe, folder))
         if done:
             reporter.say(f"{folder} is finished; --fresh trains anew")
             return done
@@ -66,7 +67,8 @@ def run(recipe: Recipe, reporter: Reporter | None = None, *, fresh: bool = False
     except (MemoryError, RuntimeError) as e:
         raise translated(e, recipe) from e
     finally:
-        lock.release()
+        if lock:
+            lock.release()
 
 
 def translated(error: Exception, recipe: Recipe) -> Exception:
@@ -119,7 +121,8 @@ def train(recipe: Recipe, folder: Path, reporter: Reporter) -> Result:
         reporter.say(f"note: {note}")
     trained = sum(p.numel() for p in job.delta.parameters().values())
     reporter.say(f"{recipe.method['kind']}: {trained:,} parameters train; {job.choice.dtype}, {job.choice.kernel} attention ({job.choice.why})")
-    write_file(folder / "recipe.yaml", replace(recipe, dtype=job.choice.dtype, kernel=job.choice.kernel).text().encode())
+    if parallel.first():
+        write_file(folder / "recipe.yaml", replace(recipe, dtype=job.choice.dtype, kernel=job.choice.kernel).text().encode())
     return finish(job, folder, *follow(job, folder, reporter), reporter)
 
 
@@ -169,7 +172,7 @@ def every(given: int | str, period: int) -> int:
 
 
 def best_keeper(recipe: Recipe, folder: Path):
-    if not recipe.evaluate.best:
+    if not (recipe.evaluate.best and parallel.first()):
         return None
     return lambda state: write_file(folder / "checkpoints" / "best.safetensors", state)
 
@@ -192,18 +195,24 @@ def finish(job: Job, folder: Path, watch: Evaluate | None, clock: Clock, reporte
     if watch and job.recipe.evaluate.best and watch.best.get("step", 0) not in (0, job.run.done) and best.exists():
         job.delta.load_state_dict(load_file(best))
         reporter.say(f"the best evaluation was at step {watch.best['step']}; its weights are kept")
+    parallel.wait()
     if job.probe:
         after = job.probe.ask(job.net)
-    peak = machine.peak_memory()
-    size = save_artifact(folder / "artifact", job.net, job.delta, job.method, description(job), job.data.reader.tokenizer)
-    record = record_of(job, watch, after, clock, size, peak)
+    record = record_of(job, watch, after, clock)  # before the test set is asked: its memory is not training's
     if job.test:
         record["test"] = dict(job.test.ask(job.net).scores.values)
+    return Result(folder, parallel.told(lambda: left_behind(job, folder, record)))
+
+
+def left_behind(job: Job, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The artifact, the card and the result, whose presence says that the run is finished."""
+    size = save_artifact(folder / "artifact", job.net, job.delta, job.method, description(job), job.data.reader.tokenizer)
+    record = {**record, "artifact_bytes": size}
     write_file(folder / "README.md", card(job.recipe, job.data, record).encode())
     write_file(folder / "result.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
     with contextlib.suppress(OSError):
         shutil.rmtree(folder / "checkpoints")
-    return Result(folder, record)
+    return record
 
 
 def description(job: Job) -> Description:
@@ -214,7 +223,7 @@ def description(job: Job) -> Description:
     return Description(asdict(r.model), asdict(job.data.task), method, head, job.net.pool, texts, job.choice.dtype, job.choice.kernel)
 
 
-def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Clock, size: int, peak: int) -> dict[str, Any]:
+def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Clock) -> dict[str, Any]:
     r, trains = job.recipe, job.delta.parameters()
     before = {k: v for k, v in watch.history[0].items() if k != "step"} if watch else {}
     return {
@@ -231,8 +240,7 @@ def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Cl
         "history": watch.history if watch else [],
         "trainable_parameters": sum(p.numel() for p in trains.values()),
         "total_parameters": sum(p.numel() for p in job.net.parameters()),
-        "artifact_bytes": size,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": machine.peak_memory(),
         "train_seconds": round(clock.seconds, 3),
         "real_tokens_per_second": round(clock.tokens / clock.seconds, 1) if clock.seconds else None,
         "steps": job.run.done,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,11 @@ class Ragged:
         """Rows start:stop."""
         first = sum(self.lengths[:start])
         return Ragged(self.values[first : first + sum(self.lengths[start:stop])], self.lengths[start:stop])
+
+    def pick(self, rows: Sequence[int]) -> Ragged:
+        """These rows, in this order."""
+        every = self.rows()
+        return Ragged(torch.cat([every[i] for i in rows]) if rows else self.values[:0], tuple(self.lengths[i] for i in rows))
 
     def to(self, device: torch.device) -> Ragged:
         return Ragged(self.values.to(device, non_blocking=True), self.lengths)
@@ -66,6 +71,11 @@ class Batch:
     def take(self, start: int, stop: int) -> Batch:
         """Rows start:stop."""
         return Batch({k: v.take(start, stop) if isinstance(v, Ragged) else v[start:stop] for k, v in self.columns.items()}, self.task)
+
+    def pick(self, rows: Sequence[int]) -> Batch:
+        """These rows, in this order."""
+        index = torch.tensor(rows, dtype=torch.long)
+        return Batch({k: v.pick(rows) if isinstance(v, Ragged) else v[index.to(v.device)] for k, v in self.columns.items()}, self.task)
 
     def plus(self, **columns: Tensor | Ragged) -> Batch:
         return Batch({**self.columns, **columns}, self.task)

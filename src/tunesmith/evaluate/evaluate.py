@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..core import Batch, Network
+from ..parallel import told
 from .metrics import METRICS, Scores
 
 
@@ -42,7 +43,7 @@ class Probe:
     def ask(self, net: Network) -> Outcome:
         was = net.training
         net.eval()
-        outcome = KINDS[self.kind](self, net)
+        outcome = told(lambda: KINDS[self.kind](self, net))
         net.train(was)
         return outcome
 

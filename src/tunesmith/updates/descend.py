@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core import Batch, Run
 from ..errors import Diverged
+from ..parallel import rank, sum_gradients, world
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -41,14 +42,14 @@ class Descend:
     def step(self, run: Run, micro: Sequence[Batch]) -> Mapping[str, float]:
         optimizer = self.optimizer or self.prepare(run)
         run.net.rest_below(run.delta.floor)
-        torch.manual_seed((run.seed * 1_000_003 + run.done) & 0x7FFF_FFFF)  # dropout is a function of (seed, step): nothing to store
-        batches = [piece for batch in micro for piece in pieces(batch, self.micro)]
-        total, record = units(run, batches), Counter()
-        for batch in batches:
+        torch.manual_seed((run.seed * 1_000_003 + run.done + rank() * 0x9E37_79B1) & 0x7FFF_FFFF)  # dropout is a function of (seed, step): nothing to store
+        total, record = units(run, micro), Counter()
+        for batch in (piece for batch in micro for piece in pieces(share(batch), self.micro)):
             losses = {k: v / (total[k] or 1) for k, v in run.objective(run.net, batch).items()}
             torch.stack(list(losses.values())).sum().backward()
             record.update({k: v.detach() for k, v in losses.items()})
         params = [p for group in optimizer.param_groups for p in group["params"]]
+        record = sum_gradients(params, record, sorted(total))
         norm = nn.utils.clip_grad_norm_(params, self.clip or math.inf)
         values = {k: float(v) for k, v in record.items()} | {"norm": float(norm)}
         rate = self.rate * self.factor(run.progress, 1 / run.total)
@@ -117,12 +118,18 @@ def units(run: Run, batches: Sequence[Batch]) -> Counter:
     return total
 
 
+def share(batch: Batch) -> Batch:
+    """The rows of this process: every so-manieth, so that all have rows of like length."""
+    return batch if world() == 1 else batch.pick(range(rank(), len(batch), world()))
+
+
 def pieces(batch: Batch, tokens: int) -> Iterator[Batch]:
-    """The batch in pieces of at most `tokens` tokens (a longer row stays whole)."""
+    """The batch in pieces of at most `tokens` tokens (a longer row stays whole); none where it has no rows."""
     lengths, start, held = batch.ragged("ids").lengths, 0, 0
     for i, n in enumerate(lengths):
         if held and held + n > tokens:
             yield batch.take(start, i)
             start, held = i, 0
         held += n
-    yield batch if start == 0 else batch.take(start, len(lengths))
+    if held:
+        yield batch if start == 0 else batch.take(start, len(lengths))

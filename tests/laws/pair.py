@@ -1,0 +1,56 @@
+"""What torchrun starts for test_parallel.py: every case once, its losses and weights written by each process of the pair.
+
+    torchrun --nproc-per-node 2 tests/laws/pair.py FOLDER          without torchrun: the same cases in one process
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from test_training import columns, learner, run_of
+from torch import Tensor
+
+from tunesmith import parallel
+from tunesmith.engine import fit
+from tunesmith.methods import METHODS, Adapter, BitFit, Full, Head, Layers, LoRA, Prefix, Prompt
+from tunesmith.sources.features import Features
+from tunesmith.sources.table import Table
+from tunesmith.updates import Descend
+
+EIGHT = {
+    "full": Full(), "head": Head(), "layers": Layers(last=1, unfreeze=1), "adapter": Adapter(), "prompt": Prompt(length=3), "prefix": Prefix(length=3),
+    "lora": LoRA(), "bitfit": BitFit(),
+}  # fmt: skip
+assert EIGHT.keys() == METHODS.keys() - {"peft"}
+CASES = {  # kind of task, method, rows a batch (1: a process is left without any), tokens a piece, over stored states
+    **{f"single-{name}": ("single", name, 5, 10_000, False) for name in EIGHT},
+    **{f"{kind}-lora": (kind, "lora", 5, 10_000, False) for kind in ("multi", "score", "tag", "generate", "generate-seq2seq")},
+    "one-row": ("single", "full", 1, 10_000, False),
+    "pieces": ("tag", "full", 7, 12, False),
+    "features": ("single", "layers", 5, 10_000, True),
+}
+
+
+def trained(case: str) -> dict[str, Tensor]:
+    """Losses and gradient norms of five steps, and what was learnt."""
+    kind, name, size, tokens, stored = CASES[case]
+    net, delta = learner(kind, EIGHT[name])
+    table = Table(columns(kind), size=size)
+    source = Features(table, delta.lowest) if stored else table
+    run = fit(run_of(net, delta, kind, source, 5, Descend(rate=1e-3, micro=tokens)))
+    return {**{key: torch.tensor([r[key] for r in run.log]) for key in ("loss", "norm", "tokens", "rows")}, **{n: t.clone() for n, t in delta.state_dict().items()}}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    parallel.join()
+    for case in CASES:
+        save_file(trained(case), Path(sys.argv[1]) / f"{case}-{os.environ.get('RANK', '0')}.safetensors")
+
+
+if __name__ == "__main__":
+    main()
