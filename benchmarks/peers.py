@@ -27,14 +27,16 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
 from sides import Spec  # noqa: E402
+from tunesmith.machine import multiplies_bf16  # noqa: E402
 
 METHODS = ("full", "head", "layers", "adapter", "prompt", "prefix", "lora", "bitfit")
 EPOCHS = {"head": 10, "layers": 3}
 FEWER = {"head": 128}  # a head learns from stored states: few examples and many epochs are its use
+DTYPES = ("bf16", "fp32") if multiplies_bf16() else ("fp32",)
 VARIANTS = {
-    "ours": [{"dtype": d, "kernel": k} for d in ("bf16", "fp32") for k in ("matmul", "sdpa")],
+    "ours": [{"dtype": d, "kernel": k} for d in DTYPES for k in ("matmul", "sdpa")],
     "default": [{}],
-    "tuned": [{"dtype": d, "attention": a} for d in ("bf16", "fp32") for a in ("sdpa", "eager")],
+    "tuned": [{"dtype": d, "attention": a} for d in DTYPES for a in ("sdpa", "eager")],
 }
 PROBE_STEPS = 6
 CLOSE = 1e-4  # largest relative difference of a loss in --equal

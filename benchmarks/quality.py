@@ -16,13 +16,13 @@ import math
 import os
 import statistics
 from collections import defaultdict
-from itertools import batched, product
+from itertools import product
 from pathlib import Path
 
 import torch
+
 from rates import one, sets
 from sides import Spec, arguments, their_model
-
 from tunesmith.core import Ragged
 from tunesmith.dataset import Dataset, read_data
 from tunesmith.methods import METHODS
@@ -62,9 +62,9 @@ def rows(read: Dataset, part: str) -> list[dict]:
 
 @torch.no_grad()
 def accuracy(model, judged: list[dict], pad) -> float:
-    right = 0
-    for some in batched(sorted(judged, key=lambda r: len(r["input_ids"])), 64):
-        batch = pad(list(some))
+    right, judged = 0, sorted(judged, key=lambda r: len(r["input_ids"]))
+    for start in range(0, len(judged), 64):
+        batch = pad(judged[start : start + 64])
         labels = batch.pop("labels")
         right += int((model(**batch).logits.argmax(-1) == labels).sum())
     return right / len(judged)

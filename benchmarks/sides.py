@@ -292,7 +292,13 @@ def arguments(spec: Spec):
         "eval_strategy": "no",
     }
     budget = {"per_device_train_batch_size": spec.size, "num_train_epochs": spec.epochs, "max_steps": spec.steps or -1, "seed": spec.seed}
-    update = {"learning_rate": spec.rate, "weight_decay": spec.decay, "max_grad_norm": spec.clip, "lr_scheduler_type": "linear", "warmup_steps": round(spec.warmup * spec.total)}
+    update = {
+        "learning_rate": spec.rate,
+        "weight_decay": spec.decay,
+        "max_grad_norm": spec.clip,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": round(spec.warmup * spec.total),
+    }
     quiet = {"output_dir": tempfile.gettempdir(), "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
     order = {"train_sampling_strategy": "sequential"} if spec.in_order else {}
     return TrainingArguments(**budget, **update, **quiet, **({**best, **order} if spec.side == "tuned" else order))

@@ -27,7 +27,7 @@ UNDER = {"errors", "core", "parallel"}
 ALLOWED = {
     "core": {"errors"},
     "parallel": set(),
-    **{name: UNDER | {"hub"} for name in SIBLINGS},
+    **{name: UNDER | {"hub", "machine"} for name in SIBLINGS},
     "engine": UNDER,
     "evaluate": UNDER,
     "checkpoint": UNDER,

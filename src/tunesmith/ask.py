@@ -9,15 +9,13 @@ from typing import Any
 
 import yaml
 
-from .artifact import Tuned, describe, load, write
+from .artifact import describe, load
 from .dataset import Part, desk_records, known
 from .errors import Refusal
-from .evaluate.evaluate import Probe
-from .job import references
+from .job import probe_of
 from .networks.decode import Sampling
 from .recipe import Recipe, recipe
 from .sources.table import Table
-from .sources.text.examples import Dialogue
 from .sources.text.formats import detect
 from .sources.text.read import read
 
@@ -33,16 +31,9 @@ def evaluate(folder: Path, file: str) -> dict[str, Any]:
     found = detect(records, made.task, d.columns or None, multi_label=d.multi_label, bad_rows=d.bad_rows, repair=d.repair)
     known(tuned.task, found.examples(), "eval")
     part = Part("eval", found, tuned.reader.encode(found.examples(), tuned.task))
-    outcome = probe(part, tuned, made).ask(tuned.net)
-    return {"rows": len(part.examples), "loss": outcome.loss, "scores": dict(outcome.scores.values), "undefined": dict(outcome.scores.reasons)}
-
-
-def probe(part: Part, tuned: Tuned, made: Recipe) -> Probe:
     table = Table(part.encoded.columns, tuned.task.name, device=tuned.net.device)
-    examples = part.examples[: made.evaluate.samples]
-    asked = [e.turns[:-1] for e in examples if isinstance(e, Dialogue)]
-    writes = (lambda net: write(net, tuned.reader, asked, Sampling(made.evaluate.max_new_tokens))) if asked else None
-    return Probe("eval", lambda net: table.once(), tuned.task.kind, tuned.task.labels, references(part, tuned.task.kind), writes)
+    outcome = probe_of(part, table, tuned.task, tuned.reader, made).ask(tuned.net)
+    return {"rows": len(part.examples), "loss": outcome.loss, "scores": dict(outcome.scores.values), "undefined": dict(outcome.scores.reasons)}
 
 
 def recipe_of(folder: Path) -> Recipe:

@@ -122,7 +122,7 @@ def reader_for(recipe: Recipe, source: Origin) -> Reader:
     config, tokenizer = load_config(source), load_tokenizer(source)
     limits = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length if tokenizer.model_max_length < 1 << 20 else None)
     limit = min((n for n in limits if n), default=None)
-    before = int(recipe.method.get("length", 20)) if recipe.method["kind"] in ("prompt", "prefix") else 0
+    before = recipe.built_method().positions
     longest = (limit or 1 << 20) - before
     if recipe.data.max_length and recipe.data.max_length > longest:
         what = f"{recipe.model.name} reads at most {limit} tokens" + (f", and the {recipe.method['kind']} takes {before}" if before else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from .progress import Reporter
 from .recipe import Recipe, objective
 from .sources.features import Features
 from .sources.table import Table
+from .sources.text.encode import Reader, Task
 from .sources.text.examples import Dialogue
 from .updates.descend import Descend
 
@@ -79,7 +80,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     delta = method.attach(net, keep=keep)
     if recipe.recompute:
         net.recompute()
-    fits(data, net, recipe)
+    fits(data, net, method.positions)
     table = Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed, net.device)
     choice = told(lambda: choose(sizes(net, table), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel))
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
@@ -94,9 +95,8 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net)])
 
 
-def fits(data: Dataset, net: Transformer, recipe: Recipe) -> None:
-    """Every row, with what the method puts before it, has a position; every token a row in the embedding."""
-    before = int(recipe.method.get("length", 20)) if recipe.method["kind"] in ("prompt", "prefix") else 0
+def fits(data: Dataset, net: Transformer, before: int) -> None:
+    """Every row, with the positions that the method takes, has a position; every token a row in the embedding."""
     parts = [part for part in (data.train, data.eval, data.test) if part]
     ids = [part.encoded.columns["ids"] for part in parts]
     longest = max(max(column.lengths) for column in ids if isinstance(column, Ragged)) + before
@@ -160,13 +160,17 @@ def lengths(recipe: Recipe, table: Table) -> tuple[int, int]:
 
 
 def probe_for(part: Part, data: Dataset, recipe: Recipe, net: Transformer, delta: Delta, reporter: Reporter) -> Probe:
-    table = Table(part.encoded.columns, data.task.name, device=net.device)
-    source = cached(table, net, delta, data, reporter)
+    source = cached(Table(part.encoded.columns, data.task.name, device=net.device), net, delta, data, reporter)
+    return probe_of(part, source, data.task, data.reader, recipe)
+
+
+def probe_of(part: Part, source: Table | Features, task: Task, reader: Reader, recipe: Recipe) -> Probe:
+    """A part that can be asked about; its rows come from the source."""
 
     def once(network: Network) -> Iterator[Batch]:
         return source.once(network) if isinstance(source, Features) else source.once()
 
-    return Probe(part.name, once, data.task.kind, data.task.labels, references(part, data.task.kind), writer(part, data, recipe))
+    return Probe(part.name, once, task.kind, task.labels, references(part, task.kind), writer(part, reader, recipe))
 
 
 def references(part: Part, kind: str) -> list[Any]:
@@ -181,10 +185,7 @@ def references(part: Part, kind: str) -> list[Any]:
     return [ways[kind](e) for e in examples]
 
 
-def writer(part: Part, data: Dataset, recipe: Recipe):
+def writer(part: Part, reader: Reader, recipe: Recipe) -> Callable[[Any], list[str]] | None:
     """For dialogues: what the model answers to the first few; plain text is judged by its perplexity."""
-    examples = part.examples[: recipe.evaluate.samples]
-    if data.task.kind != "generate" or not examples or not isinstance(examples[0], Dialogue):
-        return None
-    asked = [e.turns[:-1] for e in examples]  # type: ignore[union-attr]
-    return lambda net: write(net, data.reader, asked, Sampling(recipe.evaluate.max_new_tokens))
+    asked = [e.turns[:-1] for e in part.examples[: recipe.evaluate.samples] if isinstance(e, Dialogue)]
+    return (lambda net: write(net, reader, asked, Sampling(recipe.evaluate.max_new_tokens))) if asked else None

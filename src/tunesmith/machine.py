@@ -12,13 +12,26 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 def keep_freed_memory() -> None:
     """glibc: hand freed activations to the next step instead of back to the kernel, which would fault every page in again."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # of 1,024 kernels, one a shape: 0.3 GB for nothing; read at its first use
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", kernels_kept())  # read at its first use
     libc = glibc()
     if libc is None or "MALLOC_MMAP_MAX_" in os.environ:
         return
     libc.mallopt(M_MMAP_MAX, 0)  # a threshold would not do: glibc caps it at 32 MB, less than an embedding's gradient
     libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
     libc.mallopt(M_TOP_PAD, 16 << 20)
+
+
+def kernels_kept() -> str:
+    """oneDNN keeps 1,024 kernels, one a shape, over a megabyte each. No shape comes back, so those of a step are enough: many where it does the
+    bf16 products, few where it does none but the activations.
+    """
+    return "128" if multiplies_bf16() else "16"
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor may have bf16 products of its own. Where it has none, they are emulated ten times slower than fp32."""
+    info = Path("/proc/cpuinfo")
+    return not info.exists() or bool({"avx512_bf16", "amx_bf16", "bf16"} & set(info.read_text().split()))
 
 
 def glibc() -> ctypes.CDLL | None:

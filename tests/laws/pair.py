@@ -1,6 +1,6 @@
 """What torchrun starts for test_parallel.py: every case once, its losses and weights written by each process of the pair.
 
-    torchrun --nproc-per-node 2 tests/laws/pair.py FOLDER          without torchrun: the same cases in one process
+torchrun --nproc-per-node 2 tests/laws/pair.py FOLDER          without torchrun: the same cases in one process
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def trained(case: str) -> dict[str, Tensor]:
     table = Table(columns(kind), size=size)
     source = Features(table, delta.lowest) if stored else table
     run = fit(run_of(net, delta, kind, source, 5, Descend(rate=1e-3, micro=tokens)))
-    return {**{key: torch.tensor([r[key] for r in run.log]) for key in ("loss", "norm", "tokens", "rows")}, **{n: t.clone() for n, t in delta.state_dict().items()}}
+    return {
+        **{key: torch.tensor([r[key] for r in run.log]) for key in ("loss", "norm", "tokens", "rows")},
+        **{n: t.clone() for n, t in delta.state_dict().items()},
+    }
 
 
 def main() -> None:

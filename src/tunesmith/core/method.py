@@ -28,6 +28,11 @@ class Method(ABC):
     merges: ClassVar[bool] = False
     rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-3, "decoder": 1e-3, "seq2seq": 1e-3}
 
+    @property
+    def positions(self) -> int:
+        """How many of the model's positions it takes from each row."""
+        return 0
+
     def refuse(self, net: Network) -> None:
         """Raise Refusal, with what would work, if this method makes no sense on this network."""
 

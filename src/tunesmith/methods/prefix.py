@@ -35,6 +35,10 @@ class Prefix(Method):
     neutral: ClassVar[bool] = False
     rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-2, "decoder": 5e-3, "seq2seq": 1e-2}
 
+    @property
+    def positions(self) -> int:
+        return self.length
+
     def refuse(self, net: Network) -> None:
         if not net.takes_prefix:
             raise Refusal(

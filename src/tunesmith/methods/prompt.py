@@ -35,6 +35,10 @@ class Prompt(Method):
     neutral: ClassVar[bool] = False
     rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-2, "decoder": 1e-2, "seq2seq": 3e-2}
 
+    @property
+    def positions(self) -> int:
+        return self.length
+
     def refuse(self, net: Network) -> None:
         limit = net.anatomy.positions
         if limit and self.length >= limit:

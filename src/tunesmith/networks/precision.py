@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..machine import multiplies_bf16
 from .kernels import KERNELS, Rules
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -45,9 +46,11 @@ def choose(sizes: Sizes, device: torch.device, dtype: str = "auto", kernel: str 
         return Choice(fast if dtype == "auto" else dtype, ("varlen" if has_varlen() else "sdpa") if kernel == "auto" else kernel, "CUDA")
     if dtype != "auto" and kernel != "auto":
         return Choice(dtype, kernel, "as the recipe says")
+    if dtype == "bf16" and not multiplies_bf16():
+        return Choice(dtype, "matmul" if kernel == "auto" else kernel, "as the recipe says; this processor only emulates bf16, fp32 is faster")
     times = remembered(sizes)
-    open_dtypes = [dtype] if dtype != "auto" else list(DTYPES)
     open_kernels = [kernel] if kernel != "auto" else list(KERNELS)
+    open_dtypes = [dtype] if dtype != "auto" else [d for d in DTYPES if f"{d} {open_kernels[0]}" in times]
     best = {d: min((times[f"{d} {k}"], k) for k in open_kernels) for d in open_dtypes}
     pick = "bf16" if "bf16" in best and ("fp32" not in best or best["bf16"][0] * WORTH < best["fp32"][0]) else open_dtypes[0]
     return Choice(pick, best[pick][1], "; ".join(f"{d} with {k}: {ms:.1f} ms" for d, (ms, k) in best.items()) + " a block, measured here")
@@ -85,10 +88,10 @@ def cpu_name() -> str:
 
 
 def measure(sizes: Sizes) -> dict[str, float]:
-    """One feed-forward and one attention, forward and backward, in each dtype and kernel."""
+    """One feed-forward and one attention, forward and backward, in each dtype and kernel; emulated bf16 is not waited for."""
     state = torch.get_rng_state()
     times = {}
-    for name, dtype in DTYPES.items():
+    for name, dtype in DTYPES.items() if multiplies_bf16() else [("fp32", torch.float32)]:
         dense = best_of(linear_step(sizes, dtype))
         for kernel in KERNELS:
             times[f"{name} {kernel}"] = dense + best_of(attention_step(sizes, dtype, kernel))

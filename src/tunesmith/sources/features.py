@@ -39,7 +39,7 @@ class Features:
         for batch in self.table.batches(net, start):
             yield self.enriched(batch)
 
-    def once(self, net: Network, tokens: int = 8192) -> Iterator[Batch]:
+    def once(self, net: Network, tokens: int | None = None) -> Iterator[Batch]:
         self.fill(net)
         for batch in self.table.once(tokens):
             yield self.enriched(batch)
@@ -51,7 +51,7 @@ class Features:
             return
         was = net.training
         net.eval()
-        for batch in self.table.once(4096):
+        for batch in self.table.once():
             states = net.pooled(batch) if self.pooled else net.trunk_states(batch, self.floor)  # type: ignore[operator]
             rows = states.unbind() if isinstance(states, Tensor) else states.rows()
             self.store |= zip(batch["row"].tolist(), rows, strict=True)

@@ -54,8 +54,9 @@ class Table:
         """(n,): the permutation of this epoch."""
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
 
-    def once(self, tokens: int = 8192) -> Iterator[Batch]:
-        """Every row once, short to long, up to `tokens` tokens a batch: for evaluation."""
+    def once(self, tokens: int | None = None) -> Iterator[Batch]:
+        """Every row once, short to long, up to `tokens` tokens a batch: for evaluation. By default as many as keep the device busy."""
+        tokens = tokens or (1024 if self.device.type == "cpu" else 16384)
         pending: list[int] = []
         for i in sorted(range(len(self)), key=self.lengths.__getitem__):
             if pending and self.lengths[i] * (len(pending) + 1) > tokens:

@@ -43,13 +43,14 @@ class Descend:
         optimizer = self.optimizer or self.prepare(run)
         run.net.rest_below(run.delta.floor)
         torch.manual_seed((run.seed * 1_000_003 + run.done + rank() * 0x9E37_79B1) & 0x7FFF_FFFF)  # dropout is a function of (seed, step): nothing to store
-        total, record = units(run, micro), Counter()
-        for batch in (piece for batch in micro for piece in pieces(share(batch), self.micro)):
-            losses = {k: v / (total[k] or 1) for k, v in run.objective(run.net, batch).items()}
+        total, sums = units(run, micro), dict[str, Tensor]()
+        for piece in (piece for batch in micro for piece in pieces(share(batch), self.micro)):
+            losses = {k: v / (total[k] or 1) for k, v in run.objective(run.net, piece).items()}
             torch.stack(list(losses.values())).sum().backward()
-            record.update({k: v.detach() for k, v in losses.items()})
+            for k, v in losses.items():
+                sums[k] = sums[k] + v.detach() if k in sums else v.detach()
         params = [p for group in optimizer.param_groups for p in group["params"]]
-        record = sum_gradients(params, record, sorted(total))
+        record = sum_gradients(params, sums, sorted(total))
         norm = nn.utils.clip_grad_norm_(params, self.clip or math.inf)
         values = {k: float(v) for k, v in record.items()} | {"norm": float(norm)}
         rate = self.rate * self.factor(run.progress, 1 / run.total)
