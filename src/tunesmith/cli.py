@@ -228,7 +228,7 @@ def catalogue(
     )
 
 
-@app.command(help="Fine-tune the embedded model on the embedded data by all eight methods and print one table. Six minutes on two cores.")
+@app.command(help="Fine-tune the embedded model on the embedded data by all eight methods and print one table. About five minutes.")
 def demo(
     out: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("tunesmith-demo"),
     json: Json = False,

@@ -56,7 +56,7 @@ class Table:
 
     def once(self, tokens: int | None = None) -> Iterator[Batch]:
         """Every row once, short to long, up to `tokens` tokens a batch: for evaluation. By default as many as keep the device busy."""
-        tokens = tokens or (1024 if self.device.type == "cpu" else 16384)
+        tokens = tokens or (512 if self.device.type == "cpu" else 16384)
         pending: list[int] = []
         for i in sorted(range(len(self)), key=self.lengths.__getitem__):
             if pending and self.lengths[i] * (len(pending) + 1) > tokens:
