@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
 from typing import Any
 
+from . import machine
 from .core import Ragged
 from .dataset import Dataset, Part, read_data, renderings, row_hash
 from .job import Job, assemble, load_base
 from .progress import Reporter
 from .recipe import Recipe
+from .sources.features import Features
+
+# measured on MiniLM, docs/LOG.md
+VALUES = 40  # activations a token and block, in values of the model's width
+BUFFERS = 100 << 20  # bytes: evaluation, stored states being computed, the libraries' own
+KERNEL = 1_400_000  # bytes of a compiled kernel
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,9 @@ def labels(part: Part) -> dict[str, int]:
 def tokens(part: Part, data: Dataset) -> dict[str, Any]:
     lengths = sorted(part.encoded.lengths)
     cut = [n for n in lengths if n > data.reader.max_length]
-    ids = part.encoded.columns["ids"]
-    assert isinstance(ids, Ragged)
     quantile = lambda q: lengths[min(len(lengths) - 1, int(q * len(lengths)))]
     return {
-        "per_epoch": sum(ids.lengths),
+        "per_epoch": sum(lengths_of(part)),
         "median": quantile(0.5),
         "p95": quantile(0.95),
         "longest": lengths[-1],
@@ -84,20 +90,36 @@ def overlap(data: Dataset) -> dict[str, int]:
 
 
 def predicted_memory(job: Job) -> int:
-    """Bytes. What is resident now, gradients and AdamW's two moments of what trains, and the activations of the largest step.
-
-    Activations a token: 34 values of the model's width and 3 of the feed-forward's a block above the floor (measured on MiniLM, docs/LOG.md).
+    """Bytes. What is resident now, gradients and AdamW's two moments of what trains, stored states, the activations of the largest step, and the
+    libraries' own buffers and kernels. Within 11 % of the eight runs of the demo (docs/LOG.md).
     """
-    from .machine import resident_memory
-
-    net, delta, recipe = job.net, job.delta, job.recipe
+    net, delta, source = job.net, job.delta, job.run.stream[0].train
     trains = sum(p.numel() for p in delta.parameters().values())
-    ids = job.data.train.encoded.columns["ids"]
-    assert isinstance(ids, Ragged)
-    heaviest = min(recipe.update.micro, sum(sorted(ids.lengths)[-recipe.update.batch :]))
-    blocks = 1 if recipe.recompute else net.anatomy.depth - delta.lowest
+    blocks = 1 if job.recipe.recompute else net.anatomy.depth - delta.lowest
     value = 2 if job.choice.dtype == "bf16" else 4
-    return round(resident_memory() + 12 * trains + heaviest * blocks * net.anatomy.width * 46 * value)
+    stored = sum(stored_values(part, source) for part in (job.data.train, job.data.eval) if part) * net.anatomy.width * value
+    buffers = BUFFERS + int(machine.kernels_kept()) * KERNEL
+    return round(machine.resident_memory() + 12 * trains + stored + heaviest(job) * blocks * net.anatomy.width * VALUES * value + buffers)
+
+
+def heaviest(job: Job) -> float:
+    """Tokens of the largest batch to expect: the mean and two deviations, a prompt's rows included."""
+    lengths, size = lengths_of(job.data.train), job.recipe.update.batch
+    own = min(size * fmean(lengths) + 2 * pstdev(lengths) * size**0.5, sum(sorted(lengths)[-size:]))
+    return min(job.recipe.update.micro, own + size * (job.method.positions if job.net.prompt is not None else 0))
+
+
+def stored_values(part: Part, source: object) -> int:
+    """States of the model's width that the frozen trunk leaves in memory for a part."""
+    if not isinstance(source, Features):
+        return 0
+    return len(part.examples) if source.pooled else sum(lengths_of(part))
+
+
+def lengths_of(part: Part) -> tuple[int, ...]:
+    ids = part.encoded.columns["ids"]
+    assert isinstance(ids, Ragged)
+    return ids.lengths
 
 
 def warnings(facts: dict[str, Any], recipe: Recipe) -> list[str]:
