@@ -81,9 +81,10 @@ def one(name: str, rate: float, data: dict, seed: int, steps: int) -> dict:
         rest = {"evaluate": {"samples": 0}, "checkpoint": {"every": 10**6}, "out": folder}
         made = {**{k: v for k, v in data.items() if k != "metric"}, "method": name, "budget": {"steps": steps}, "update": {"rate": rate}, "seed": seed, **rest}
         try:
-            return {k: round(v, 4) for k, v in (lambda r: r.record.get("test") or r["after"])(run(recipe(made), Reporter(quiet=True))).items()}
+            record = run(recipe(made), Reporter(quiet=True)).record
         except Diverged:
             return {}
+    return {k: round(v, 4) for k, v in (record.get("test") or record["after"]).items() if v is not None}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Several processes, one run: each takes its share of every step's rows, and gradients are summed before the update.
 
-    torchrun --nproc-per-node 4 -m tunesmith run recipe.yaml          accelerate launch does as well
+    torchrun --nproc-per-node 4 -m tunesmith run recipe.yaml          or any launcher that sets RANK, LOCAL_RANK and WORLD_SIZE
 
 Every process holds the whole table and draws the same batches, so the units of a step are known to all of them without a word,
-and the sum of the shares' gradients is the gradient of the step (DESIGN law: two processes = one). The first process alone
+and the sum of the shares' gradients is the gradient of the step: two processes are one. The first process alone
 measures, judges, saves and speaks; what it finds is told to the others, so that they all stop at the same step.
 """
 
@@ -76,9 +76,9 @@ def sum_gradients(params: Sequence[nn.Parameter], record: Mapping[str, Tensor], 
 
     A parameter that no process has a gradient for is left without one; a process that has none where others do counts as zero.
     """
-    zero = torch.zeros((), device=params[0].device)
     if world() == 1:
         return dict(record)
+    zero = torch.zeros((), device=params[0].device)
     present = torch.stack([zero + float(p.grad is not None) for p in params])
     dist.all_reduce(present)
     live = [p for p, count in zip(params, present.tolist(), strict=True) if count]
