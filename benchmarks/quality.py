@@ -23,6 +23,7 @@ import torch
 
 from rates import one, sets
 from sides import Spec, arguments, their_model
+from tunesmith.compare.plain import EIGHT
 from tunesmith.core import Ragged
 from tunesmith.dataset import Dataset, read_data
 from tunesmith.methods import METHODS
@@ -30,7 +31,6 @@ from tunesmith.networks.load import origin
 from tunesmith.recipe import recipe
 
 STEPS, WARMUP, SIZE = 63, 0.06, 32
-EIGHT = [name for name in METHODS if name != "peft"]
 
 
 def ours(name: str, rate: float, data: dict, seed: int) -> float:

@@ -1,4 +1,4 @@
-"""`python -m tunesmith`, which is what torchrun and accelerate launch start."""
+"""`python -m tunesmith`, which is what torchrun starts."""
 
 from .cli import main
 

@@ -166,4 +166,6 @@ class Signals(Listener):
     def step(self, run: Run, record: Mapping[str, float]) -> None:
         if any_of(bool(self.name)):
             self.save(run)
-            raise Interrupted(f"stopped by {self.name} after step {run.done} of {run.total}; saved", fix="the same command continues")
+            raise Interrupted(
+                f"stopped by {self.name or 'a signal to another process'} after step {run.done} of {run.total}; saved", fix="the same command continues"
+            )

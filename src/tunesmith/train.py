@@ -195,7 +195,7 @@ def finish(job: Job, folder: Path, watch: Evaluate | None, clock: Clock, reporte
     if watch and job.recipe.evaluate.best and watch.best.get("step", 0) not in (0, job.run.done) and best.exists():
         job.delta.load_state_dict(load_file(best))
         reporter.say(f"the best evaluation was at step {watch.best['step']}; its weights are kept")
-    parallel.wait()
+    parallel.wait()  # all have read it before the first clears the checkpoints away
     if job.probe:
         after = job.probe.ask(job.net)
     record = record_of(job, watch, after, clock)  # before the test set is asked: its memory is not training's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,8 +31,13 @@ class Ragged:
 
     def pick(self, rows: Sequence[int]) -> Ragged:
         """These rows, in this order."""
-        every = self.rows()
-        return Ragged(torch.cat([every[i] for i in rows]) if rows else self.values[:0], tuple(self.lengths[i] for i in rows))
+        parts = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in rows]
+        return Ragged(torch.cat(parts) if parts else self.values[:0], tuple(len(p) for p in parts))
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """Where each row begins, and the end of the last."""
+        return [0, *torch.tensor(self.lengths, dtype=torch.long).cumsum(0).tolist()]
 
     def to(self, device: torch.device) -> Ragged:
         return Ragged(self.values.to(device, non_blocking=True), self.lengths)

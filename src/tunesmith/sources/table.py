@@ -67,16 +67,4 @@ class Table:
 
     def batch(self, rows: Sequence[int]) -> Batch:
         rows = sorted(rows, key=lambda i: (self.lengths[i], i))
-        index = torch.tensor(rows)
-        columns = {k: pick(v, rows, self.offsets[k]) if isinstance(v, Ragged) else v[index] for k, v in self.columns.items()}
-        return Batch({**columns, "row": index}, self.task).to(self.device)
-
-    @cached_property
-    def offsets(self) -> dict[str, list[int]]:
-        ragged = {k: v.lengths for k, v in self.columns.items() if isinstance(v, Ragged)}
-        return {k: [0, *torch.tensor(v).cumsum(0).tolist()] for k, v in ragged.items()}
-
-
-def pick(column: Ragged, rows: Sequence[int], offsets: list[int]) -> Ragged:
-    parts = [column.values[offsets[i] : offsets[i + 1]] for i in rows]
-    return Ragged(torch.cat(parts), tuple(len(p) for p in parts))
+        return Batch(self.columns, self.task).pick(rows).plus(row=torch.tensor(rows)).to(self.device)
