@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Each test process uses one thread.
+JOBS ?= 2
 
 .PHONY: help demo test lint bench clean
 
@@ -20,7 +22,7 @@ demo: $(STAMP) ## fine-tune the embedded model on the embedded data by all eight
 	$(BIN)/tunesmith demo
 
 test: $(STAMP) lint ## lint and all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 lint: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .

@@ -31,7 +31,6 @@ from tunesmith.machine import multiplies_bf16  # noqa: E402
 
 METHODS = ("full", "head", "layers", "adapter", "prompt", "prefix", "lora", "bitfit")
 EPOCHS = {"head": 10, "layers": 3}
-FEWER = {"head": 128}  # a head learns from stored states: few examples and many epochs are its use
 DTYPES = ("bf16", "fp32") if multiplies_bf16() else ("fp32",)
 VARIANTS = {
     "ours": [{"dtype": d, "kernel": k} for d in DTYPES for k in ("matmul", "sdpa")],
@@ -71,9 +70,8 @@ def spec_for(method: str, side: str, args: argparse.Namespace) -> Spec:
     from tunesmith.networks.load import origin
 
     dropout = None if args.dropout == "published" else float(args.dropout)
-    size = min(args.examples, FEWER.get(method, args.examples))
     shared = {"threads": args.threads, "seed": args.seed, "dropout": dropout, "malloc": args.malloc, "clock": args.clock}
-    shared |= {"examples": size, "epochs": EPOCHS.get(method, 1)}
+    shared |= {"examples": args.examples, "epochs": EPOCHS.get(method, 1)}
     return Spec(side, method, "minilm" if side == "ours" else origin("minilm").path, TABLE[method].rates["encoder"], **shared)
 
 
