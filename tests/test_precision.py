@@ -55,4 +55,4 @@ def test_bf16_products_are_read_off_the_processor(monkeypatch, tmp_path, flags, 
     info.write_text(f"model name : x\nflags : {flags}\n")
     monkeypatch.setattr(machine, "Path", lambda path: info)
     assert machine.multiplies_bf16() is has
-    assert machine.kernels_kept() == ("128" if has else "4")
+    assert machine.kernels_kept() == ("256" if has else "4")

@@ -123,6 +123,37 @@ def test_order_of_rows_does_not_matter(name: str) -> None:
         near(row, here[i], 1e-6)
 
 
+PACKED = [name for name in FAMILIES if name not in ("deberta-v2", "mpnet", *SEQ2SEQ)]
+
+
+@pytest.mark.parametrize("method", [Layers(last=2), Prompt(length=4, start="random"), Prefix(length=4, start="random")], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("name", PACKED)
+def test_filler_does_not_matter(name: str, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored states, outputs and gradients are those without it."""
+    net = network(name)
+    delta = method.attach(net)
+
+    def computed(filler: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        monkeypatch.setattr(Transformer, "filler", lambda _net, _tokens: filler)
+        batch = texts(*LENGTHS)
+        stored = net.trunk_states(batch, 1).values
+        batch = elsewhere(batch, net, delta.floor) if delta.floor else batch
+        return stored, answer(net, batch).detach(), gradients(net, delta.floor, batch)
+
+    (stored, out, grads), (stored_7, out_7, grads_7) = computed(0), computed(7)
+    near(stored_7, stored, 1e-6)
+    near(out_7, out, 1e-6)
+    same(grads_7, grads, 1e-6)
+
+
+def test_filler_makes_few_lengths() -> None:
+    net = network("bert")
+    assert net.filler(1001) == 0
+    net.compute = torch.bfloat16
+    assert len({n + net.filler(n) for n in range(512, 1025)}) <= 9
+    assert all(net.filler(n) <= min(128, n // 8) for n in range(1, 5000))
+
+
 @pytest.mark.parametrize("name", WINDOWED)
 @torch.no_grad()
 def test_windows_are_reached(name: str) -> None:

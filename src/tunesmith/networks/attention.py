@@ -122,11 +122,11 @@ def packed(query: Tensor, key: Tensor, value: Tensor, room: Room, rules: Rules, 
     if room.kernel == "varlen" and prefix is None and rules.softcap is None and not rules.dropout:
         return varlen(q, k, v, lay, rules)[None]
     if lay.order is not None:
-        q, k, v = q[lay.order], k[lay.order], v[lay.order]
+        q, k, v = (Gather.apply(x, lay.order) for x in (q, k, v))
     kernel = KERNELS["matmul" if room.kernel == "varlen" else room.kernel]
     parts = [one_bucket(q, k, v, bucket, kernel, rules, prefix) for bucket in lay.buckets]
     out = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return (out if lay.back is None else out[lay.back])[None]
+    return (out if lay.back is None else Gather.apply(out, lay.back))[None]
 
 
 def one_bucket(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, kernel: Kernel, rules: Rules, prefix: tuple[Tensor, Tensor] | None) -> Tensor:

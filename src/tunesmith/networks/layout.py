@@ -57,14 +57,15 @@ class Layout:
 
 
 @lru_cache(maxsize=64)
-def layout(lengths: tuple[int, ...], first_position: int, device: torch.device) -> Layout:
-    """The layout of rows of these lengths, whose positions count from `first_position`."""
+def layout(lengths: tuple[int, ...], first_position: int, device: torch.device, filler: int = 0) -> Layout:
+    """The layout of rows of these lengths, whose positions count from `first_position`, and of one more row of `filler` tokens, all at the first."""
+    own, lengths = lengths, (*lengths, filler) if filler else lengths
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     order = None
     if by_length != list(range(len(lengths))):
         spans = torch.arange(sum(lengths)).split(list(lengths))
         order = torch.cat([spans[i] for i in by_length])
-    positions = torch.cat([torch.arange(n) for n in lengths]) + first_position
+    positions = torch.cat([*(torch.arange(n) for n in own), torch.zeros(filler, dtype=torch.long)]) + first_position
     bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
     buckets = tuple(group(tuple(sorted(lengths)), device))
     back = None if order is None else order.argsort().to(device)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Anatomy, Batch, Network, Ragged, Slot
@@ -17,6 +18,9 @@ from .heads import POOLS, Pool
 from .layout import Bucket, Gather, Layout, layout
 from .trunk import listening_at, starting_at
 from .vocabulary import label_logp, logits_of
+
+LENGTHS = 8  # between two powers of two; measured, see docs/LOG.md
+COARSEST = 128  # tokens
 
 
 class Transformer(Network):
@@ -78,20 +82,28 @@ class Transformer(Network):
         return nullcontext() if self.compute is torch.float32 else torch.autocast(self.device.type, self.compute)
 
     def packed(self, batch: Batch) -> Tensor:
-        """(N, D): one forward pass over all rows laid end to end."""
+        """(N, D): one forward pass over all rows laid end to end, with filler behind them."""
         rows, prompt = batch.ragged("ids"), self.prompt_rows()
-        lay = self.lay(rows.lengths, prompt)
+        wide = rows.lengths if prompt is None else tuple(n + len(prompt) for n in rows.lengths)
+        filler = self.filler(sum(wide))
+        lay = self.lay(wide, filler)
         self.room.layout = lay
         inputs = self.inputs(batch["ids"][None], batch["types"][None] if "types" in batch else None, rows.lengths, prompt)
-        with packed_masks(), self.from_floor(batch, lambda trunk: trunk[None]):
+        inputs = {name: F.pad(x, (0, 0) * (x.dim() - 2) + (0, filler)) if filler else x for name, x in inputs.items()}
+        with packed_masks(), self.from_floor(batch, lambda trunk: F.pad(trunk, (0, 0, 0, filler))[None]):
             out = self.trunk(**inputs, **self.only(position_ids=lay.positions, use_cache=False)).last_hidden_state[0]
-        return out if prompt is None else out[own_tokens(rows.lengths, len(prompt), out.device)]
+        return out[: sum(wide)] if prompt is None else out[own_tokens(rows.lengths, len(prompt), out.device)]
 
-    def lay(self, lengths: tuple[int, ...], prompt: Tensor | None) -> Layout:
+    def filler(self, tokens: int) -> int:
+        """oneDNN builds a kernel for every shape of a bf16 product, which takes longer than the product: so batches have few different lengths."""
+        if self.compute is not torch.bfloat16 or self.device.type != "cpu":
+            return 0
+        return -tokens % min(COARSEST, 1 << max(0, (tokens // LENGTHS).bit_length() - 1))
+
+    def lay(self, lengths: tuple[int, ...], filler: int) -> Layout:
         """Positions count from behind the prefix, as if its rows were tokens (Li & Liang 2021; as peft does)."""
         shift = 0 if self.room.prefix is None else self.room.prefix.shape[1]
-        wide = lengths if prompt is None else tuple(n + len(prompt) for n in lengths)
-        return layout(wide, self.anatomy.position_offset + shift, self.device)
+        return layout(lengths, self.anatomy.position_offset + shift, self.device, filler)
 
     def prompt_rows(self) -> Tensor | None:
         return self.prompt() if self.prompt is not None and self.prompt.on else None
@@ -158,7 +170,7 @@ class Transformer(Network):
         with listening_at(self.get_submodule(self.anatomy.blocks[floor]), stop=self.packs) as seen:
             self.states(batch)
         if self.packs:
-            return Ragged(seen[0][0], batch.ragged("ids").lengths)
+            return Ragged(seen[0][0, : len(batch["ids"])], batch.ragged("ids").lengths)
         lay = layout(batch.ragged("ids").lengths, 0, self.device)
         flat = torch.cat([s.flatten(0, 1) if b.spots is None else s.flatten(0, 1)[b.spots] for s, b in zip(seen, lay.buckets, strict=True)])
         return Ragged(flat if lay.back is None else flat[lay.back], batch.ragged("ids").lengths)
