@@ -49,10 +49,13 @@ def test_emulated_bf16_is_not_timed(monkeypatch):
     assert choose(SIZES, CPU, "bf16").dtype == "bf16"  # who asks for it gets it
 
 
-@pytest.mark.parametrize(("flags", "has"), [("avx2 avx512_bf16", True), ("fp asimd bf16", True), ("avx2 avx512f", False)])
-def test_bf16_products_are_read_off_the_processor(monkeypatch, tmp_path, flags, has):
+@pytest.mark.parametrize(
+    ("flags", "has", "kept"),
+    [("avx2 avx512_bf16", True, "64"), ("avx512_bf16 amx_bf16", True, "256"), ("fp asimd bf16", True, "64"), ("avx2 avx512f", False, "4")],
+)
+def test_bf16_products_are_read_off_the_processor(monkeypatch, tmp_path, flags, has, kept):
     info = tmp_path / "cpuinfo"
     info.write_text(f"model name : x\nflags : {flags}\n")
     monkeypatch.setattr(machine, "Path", lambda path: info)
     assert machine.multiplies_bf16() is has
-    assert machine.kernels_kept() == ("256" if has else "4")
+    assert machine.kernels_kept() == kept

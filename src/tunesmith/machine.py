@@ -12,7 +12,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 def keep_freed_memory() -> None:
     """glibc: hand freed activations to the next step instead of back to the kernel, which would fault every page in again."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", kernels_kept())  # read at its first use
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", kernels_kept())  # both are read at their first use
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "8")  # torch's own list of what it asked oneDNN for, which keeps 1,024 kernels alive too
     libc = glibc()
     if libc is None or "MALLOC_MMAP_MAX_" in os.environ:
         return
@@ -22,16 +23,21 @@ def keep_freed_memory() -> None:
 
 
 def kernels_kept() -> str:
-    """oneDNN keeps 1,024 kernels, one a shape, over a megabyte each. Those of some steps are enough where it does the bf16 products, whose shapes
-    come back; few where it does none but the activations.
+    """oneDNN keeps 1,024 kernels, one a shape, over a megabyte each. Without bf16 products it builds few. With them, those of one step are enough
+    where a kernel is built in a third of a millisecond; where it takes ten times as long (AMX), those of some steps.
     """
-    return "256" if multiplies_bf16() else "4"
+    return "256" if "amx_bf16" in processor() else "64" if multiplies_bf16() else "4"
 
 
 def multiplies_bf16() -> bool:
     """Whether the processor may have bf16 products of its own. Where it has none, they are emulated ten times slower than fp32."""
+    return not processor() or bool({"avx512_bf16", "amx_bf16", "bf16"} & processor())
+
+
+def processor() -> set[str]:
+    """The words that Linux says of it, its flags among them; elsewhere none."""
     info = Path("/proc/cpuinfo")
-    return not info.exists() or bool({"avx512_bf16", "amx_bf16", "bf16"} & set(info.read_text().split()))
+    return set(info.read_text().split()) if info.exists() else set()
 
 
 def glibc() -> ctypes.CDLL | None:
