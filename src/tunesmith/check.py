@@ -10,9 +10,10 @@ from typing import Any
 from . import machine
 from .core import Ragged
 from .dataset import Dataset, Part, read_data, renderings, row_hash
-from .job import Job, assemble, load_base
+from .job import Job, assemble
 from .progress import Reporter
 from .recipe import Recipe
+from .shared import Shared
 from .sources.features import Features
 
 # measured on MiniLM, docs/LOG.md
@@ -34,7 +35,7 @@ def check(recipe: Recipe, reporter: Reporter) -> Report:
     data = read_data(recipe)
     parts = [part for part in (data.train, data.eval, data.test) if part]
     job = assemble(
-        replace(recipe, dtype="fp32" if recipe.dtype == "auto" else recipe.dtype, kernel="matmul"), data, load_base(recipe, data), Reporter(quiet=True)
+        replace(recipe, dtype="fp32" if recipe.dtype == "auto" else recipe.dtype, kernel="matmul"), data, Shared().dressed(recipe, data), Reporter(quiet=True)
     )
     facts = {
         "format": data.train.format.name,

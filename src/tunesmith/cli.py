@@ -22,6 +22,7 @@ SPEAKS = os.environ.get("RANK", "0") == "0"  # of several processes on one run, 
 LOOSE = {"allow_extra_args": True, "ignore_unknown_options": True}
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe. Then any number of key=value, or --key value, to override it.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; progress on standard error.")]
+Lang = Annotated[str, typer.Option(help="Language of report.html: en or zh-CN.")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
 
 
@@ -152,23 +153,54 @@ def value(number: float | None) -> str:
     return "undefined" if number is None else f"{number:.4g}"
 
 
-@app.command(context_settings=LOOSE, help="Train one recipe by several methods and print the table.")
+@app.command(context_settings=LOOSE, help="Train one recipe by several methods, with baselines; print and write the measured table. Continues where it was.")
 def compare(
     context: typer.Context,
     recipe: RecipeFile,
     methods: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs in the same folders.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm; the first has the recipe's seed.")] = 3,
+    budget: Annotated[str | None, typer.Option(help="Of each run: 20m, epochs=3, steps=500, examples=10k, tokens=2M.")] = None,
+    vary: Annotated[list[str] | None, typer.Option(help="Any key of the recipe as a further axis: update.rate=1e-3,2e-3. Repeatable.")] = None,
+    general: Annotated[Path | None, typer.Option(help="A text, a passage a line, to measure forgetting on. Default: an embedded one.")] = None,
+    lang: Lang = "en",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier comparison in this folder has trained.")] = False,
     json: Json = False,
 ) -> None:
-    from rich.console import Console
-
-    from .compare.plain import EIGHT, table
-    from .compare.plain import compare as arms
+    from .compare.arms import EIGHT, budget_of
+    from .compare.compare import compare as measure
     from .progress import Reporter
     from .recipe import read_recipe
 
-    results = arms(read_recipe(recipe, overrides(context)), EIGHT if methods == "all" else methods.split(","), Reporter(), fresh=fresh)
-    tell(json, {"arms": [r.record for r in results]}, lambda: Console(width=max(110, Console().width)).print(table(results)))
+    given = [*overrides(context), *([budget_of(budget)] if budget else [])]
+    names = EIGHT if methods == "all" else methods.split(",")
+    made = measure(
+        read_recipe(recipe, given), names, seeds=seeds, vary=vary or [], general=str(general) if general else None, fresh=fresh, lang=lang, reporter=Reporter()
+    )
+    tell(json, made.record, lambda: print_comparison(made))
+
+
+def print_comparison(made: Any) -> None:
+    from rich.console import Console
+
+    from .compare.table import shown
+
+    Console(width=max(150, Console().width)).print(shown(made.table))
+    print(
+        "\n".join(["", *made.record["notes"], f"{made.record['rows_judged']} rows judged; {made.record['seconds'] / 60:.1f} minutes", f"report: {made.report}"])
+    )
+
+
+@app.command(help="Write report.html for finished runs and comparisons, joined into one, whenever they were made.")
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs or of comparisons of the same task on the same rows.")],
+    out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
+    lang: Lang = "en",
+    json: Json = False,
+) -> None:
+    from .compare.join import join
+
+    made = join(folders, out, lang)
+    tell(json, made.record, lambda: print_comparison(made))
 
 
 @app.command("eval", help="Measure a finished run on a file.")
@@ -235,7 +267,12 @@ def demo(
 ) -> None:
     from .show import demo as show
 
-    show(out, json)
+    made = show(out)
+    tell(json, made.record, lambda: print_comparison(made))
+    if not json:
+        best = next(row["folder"] for row in made.record["arms"] if row["label"] == made.record["best_trained"])
+        print(f'\nTry one:         tunesmith predict {best} "my kettle leaks"')
+        print("On your own file: tunesmith init yours.jsonl && tunesmith compare recipe.yaml")
 
 
 @app.command(help="The version.")

@@ -156,8 +156,13 @@ def renderings(data: Dataset) -> list[str]:
     return preview(data.train.format)
 
 
+def asked(example: Any) -> str:
+    """What a row asks, as one text; not what is answered."""
+    turns = [turn.content for turn in getattr(example, "turns", ()) if turn.role != "assistant"]
+    texts = [getattr(example, "text", None), getattr(example, "pair", None), " ".join(getattr(example, "tokens", ())), *turns]
+    return "\n".join(text for text in texts if text)
+
+
 def row_hash(example: Any) -> str:
-    """Of what is asked, not of what is answered: equal for a row that stands in train and in eval."""
-    asked = [getattr(example, name, "") for name in ("text", "pair", "tokens")]
-    turns = [t.content for t in getattr(example, "turns", ()) if t.role != "assistant"]
-    return hashlib.sha1(repr([asked, turns]).encode(), usedforsecurity=False).hexdigest()
+    """Equal for a row that stands in train and in eval."""
+    return hashlib.sha1(asked(example).encode(), usedforsecurity=False).hexdigest()

@@ -15,12 +15,12 @@ from .dataset import Dataset, Part
 from .errors import Refusal
 from .evaluate.evaluate import Probe
 from .networks.decode import Sampling
-from .networks.load import HeadSpec, add_head, load_network
 from .networks.precision import DTYPES, Choice, Sizes, choose
 from .networks.transformer import Transformer
 from .parallel import told
 from .progress import Reporter
 from .recipe import Recipe, objective
+from .shared import Shared
 from .sources.features import Features
 from .sources.table import Table
 from .sources.text.encode import Reader, Task
@@ -47,51 +47,26 @@ class Job:
 # ------------------------------------------------------------------------------------------------ build
 
 
-def device_of(recipe: Recipe) -> torch.device:
-    if recipe.device != "auto":
-        return torch.device(recipe.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def load_base(recipe: Recipe, data: Dataset) -> Transformer:
-    """The network with its head, before any method. Head and method draw from the recipe's seed alone."""
-    net = load_network(
-        data.source,
-        generates=recipe.task == "generate",
-        pool=recipe.head.pool,
-        device=device_of(recipe),
-        dropout=recipe.dropout,
-        tokenizer=data.reader.tokenizer,
-    )
-    net.labels = data.task.labels
-    if data.task.outputs:
-        add_head(net, data.task.name, head_spec(recipe, data), recipe.seed)
-    return net
-
-
-def head_spec(recipe: Recipe, data: Dataset) -> HeadSpec:
-    return HeadSpec(data.task.outputs, recipe.head.kind, recipe.head.hidden, recipe.head.dropout)
-
-
-def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter, *, keep: bool = False) -> Job:
+def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter, shared: Shared | None = None) -> Job:
     """Attach the method and put the five nouns together."""
+    shared = shared or Shared()
     method = recipe.built_method()
     torch.manual_seed(recipe.seed)
-    delta = method.attach(net, keep=keep)
-    if recipe.recompute:
-        net.recompute()
+    delta = method.attach(net, keep=shared.keeps)
+    net.recompute(recipe.recompute)
     fits(data, net, method.positions)
     table = Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed, net.device)
     choice = told(lambda: choose(sizes(net, table), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel))
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute)
-    stage = Stage("train", cached(table, net, delta, data, reporter), *lengths(recipe, table))
+    above = Above(net, delta, data, shared, reporter)
+    stage = Stage("train", above.cached("train", table), *lengths(recipe, table))
     u = recipe.update
     rate = u.rate or method.rates[net.anatomy.kind]
     run = Run(
         net, delta, objective(data.task.kind, recipe.objective), [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro), seed=recipe.seed
     )
-    probes = [probe_for(part, data, recipe, net, delta, reporter) if part else None for part in (data.eval, data.test)]
+    probes = [probe_of(part, above.of(part), data.task, data.reader, recipe) if part else None for part in (data.eval, data.test)]
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net)])
 
 
@@ -124,13 +99,27 @@ def sizes(net: Transformer, table: Table) -> Sizes:
     return Sizes(round(mean * table.size), round(mean), a.width, heads, a.head_dim)
 
 
-def cached(table: Table, net: Transformer, delta: Delta, data: Dataset, reporter: Reporter) -> Table | Features:
-    """Above a constant trunk where there is one: pooled rows for a pooled head, token states otherwise."""
-    floor, depth = delta.lowest, net.anatomy.depth
-    if floor == 0 or not (net.skips or floor == depth) or net.anatomy.kind == "seq2seq":
-        return table
-    pooled = floor == depth and data.task.kind in ("single", "multi", "score")
-    return Features(table, floor, pooled, bar_of(reporter, "frozen blocks, once"))
+@dataclass(frozen=True)
+class Above:
+    """Starts sources above a constant trunk where there is one: pooled rows for a pooled head, token states otherwise."""
+
+    net: Transformer
+    delta: Delta
+    data: Dataset
+    shared: Shared
+    reporter: Reporter
+
+    def cached(self, part: str, table: Table) -> Table | Features:
+        floor, depth = self.delta.lowest, self.net.anatomy.depth
+        if floor == 0 or not (self.net.skips or floor == depth) or self.net.anatomy.kind == "seq2seq":
+            self.shared.states.clear()
+            return table
+        pooled = floor == depth and self.data.task.kind in ("single", "multi", "score")
+        store = self.shared.store(part, self.data, self.net, floor, pooled)
+        return Features(table, floor, pooled, bar_of(self.reporter, "frozen blocks, once"), store)
+
+    def of(self, part: Part) -> Table | Features:
+        return self.cached(part.name, Table(part.encoded.columns, self.data.task.name, device=self.net.device))
 
 
 def bar_of(reporter: Reporter, what: str):
@@ -154,14 +143,11 @@ def lengths(recipe: Recipe, table: Table) -> tuple[int, int]:
     b, period = recipe.budget, table.period
     if b.steps:
         return b.steps, period
+    if b.examples:
+        return math.ceil(b.examples / table.size), period
     if b.tokens:
         return max(1, math.ceil(b.tokens / (sum(table.lengths) / period))), period
     return max(1, math.ceil((b.epochs or (10_000 if b.minutes else 3)) * period)), period
-
-
-def probe_for(part: Part, data: Dataset, recipe: Recipe, net: Transformer, delta: Delta, reporter: Reporter) -> Probe:
-    source = cached(Table(part.encoded.columns, data.task.name, device=net.device), net, delta, data, reporter)
-    return probe_of(part, source, data.task, data.reader, recipe)
 
 
 def probe_of(part: Part, source: Table | Features, task: Task, reader: Reader, recipe: Recipe) -> Probe:

@@ -80,10 +80,11 @@ class UpdateOptions:
 
 @dataclass(frozen=True)
 class Budget:
-    """One of: epochs, steps, tokens, minutes."""
+    """One of: epochs, steps, examples, tokens, minutes."""
 
     epochs: Annotated[float, Gt(0)] | None = None
     steps: Positive | None = None
+    examples: Positive | None = None
     tokens: Positive | None = None
     minutes: Annotated[float, Gt(0)] | None = None
 

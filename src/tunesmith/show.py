@@ -1,50 +1,41 @@
-"""`tunesmith demo`: the main job, on what is embedded, by all eight methods."""
+"""`tunesmith demo`: the main job, a comparison on what is embedded, by all eight methods."""
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from . import machine
-from .compare.plain import EIGHT, compare, table
-from .dataset import read_data
+from .compare.arms import EIGHT
+from .compare.compare import Comparison, compare
 from .engine import fit
-from .job import assemble, load_base
+from .job import assemble
 from .progress import Reporter
 from .recipe import recipe
+from .shared import Shared
 
 RECIPE = {"model": "minilm", "task": "classify", "data": {"train": "desk", "eval": "desk"}, "evaluate": {"best": False}}
-SECONDS = 270.0  # for all eight
-EIGHT_OVER_FULL = 6.5  # their training and judging, in trainings of `full`; docs/LOG.md
+SECONDS = 225.0  # for the training and judging of all eight
+EIGHT_OVER_FULL = 6.5  # in trainings of `full`; docs/LOG.md
 EPOCHS = (2, 8)  # at least, at most
 
 
-def demo(out: Path, as_json: bool) -> None:
-    """Begin anew each time; the runs stay, and can be asked."""
+def demo(out: Path) -> Comparison:
+    """Begins anew each time; the runs stay, and can be asked."""
     reporter = Reporter()
     reporter.say("Twelve intents of a shop's message desk, 732 messages in English and Chinese; all-MiniLM-L6-v2, by eight methods.")
     count = epochs()
     reporter.say(f"{count} epochs each: what this machine does in about five minutes.\n")
-    results = compare(recipe({**RECIPE, "budget": {"epochs": count}, "out": str(out / "desk")}), EIGHT, reporter, fresh=True)
-    if as_json:
-        print(json.dumps({"arms": [r.record for r in results]}, ensure_ascii=False))
-        return
-    Console(width=max(110, Console().width)).print(table(results))
-    best = max(results, key=lambda r: r["after"][r["metric"]] or 0)
-    print(f'\nTry one:         tunesmith predict {best.folder} "my kettle leaks"')
-    print("On your own file: tunesmith init yours.jsonl && tunesmith run recipe.yaml")
+    return compare(recipe({**RECIPE, "budget": {"epochs": count}, "out": str(out)}), EIGHT, seeds=1, fresh=True, reporter=reporter)
 
 
 def epochs() -> int:
     """As many as all methods get through in time, by a few timed steps of full fine-tuning."""
     machine.keep_freed_memory()
-    made = recipe({**RECIPE, "method": "full"})
-    data = read_data(made)
-    run = assemble(made, data, load_base(made, data), Reporter(quiet=True)).run
+    made, shared = recipe({**RECIPE, "method": "full"}), Shared()
+    data = shared.data(made)
+    run = assemble(made, data, shared.dressed(made, data), Reporter(quiet=True)).run
     stage = run.stream[0]
     taken = []
     for steps in (2, 6):  # the first two warm up

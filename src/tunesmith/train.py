@@ -6,8 +6,8 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,19 @@ from . import machine, parallel
 from .artifact import Description, save_artifact
 from .card import card
 from .checkpoint import Checkpoints, Lock, write_file
-from .dataset import read_data
+from .core import Listener
+from .dataset import Part, asked
 from .engine import fit
 from .errors import Diverged, OutOfMemory
 from .evaluate.evaluate import Outcome
-from .job import Job, assemble, head_spec, load_base
+from .job import Job, assemble, references
 from .listeners import Clock, Evaluate, Journal, Show, Signals, Skip
 from .progress import Reporter
 from .recipe import Recipe
+from .shared import Shared, head_spec
 from .sources.features import Features
+
+SHOWN = 400  # characters of a row in predictions.jsonl
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,20 @@ class Result:
         return f"<table>{rows}</table>"
 
 
-def run(recipe: Recipe, reporter: Reporter | None = None, *, fresh: bool = False) -> Result:
+@dataclass(frozen=True)
+class Company:
+    """What a run among others shares with them and lets them know.
+
+    listeners   hear its steps besides its own
+    measures    are asked when it is trained, with its network at rest; what they say stands in its record
+    """
+
+    shared: Shared = field(default_factory=Shared)
+    listeners: Sequence[Listener] = ()
+    measures: Sequence[Callable[[Job], Mapping[str, Any]]] = ()
+
+
+def run(recipe: Recipe, reporter: Reporter | None = None, *, fresh: bool = False, company: Company | None = None) -> Result:
     """Train by a recipe; an interrupted run continues, a finished one is returned as it is."""
     reporter = (reporter or Reporter()) if parallel.first() else Reporter(quiet=True)
     machine.keep_freed_memory()
@@ -63,7 +80,7 @@ def run(recipe: Recipe, reporter: Reporter | None = None, *, fresh: bool = False
         if done:
             reporter.say(f"{folder} is finished; --fresh trains anew")
             return done
-        return train(recipe, folder, reporter)
+        return train(recipe, folder, reporter, company or Company())
     except (MemoryError, RuntimeError) as e:
         raise translated(e, recipe) from e
     finally:
@@ -111,22 +128,26 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in recipe.plain().items() if k not in ("out", "checkpoint", "threads", "dtype", "kernel")}
 
 
-def train(recipe: Recipe, folder: Path, reporter: Reporter) -> Result:
-    data = read_data(recipe)
+def train(recipe: Recipe, folder: Path, reporter: Reporter, company: Company) -> Result:
+    data = company.shared.data(recipe)
     reporter.say(
         f"data: {data.train.format.name}, {len(data.train.examples)} rows to learn from" + (f", {len(data.eval.examples)} to judge by" if data.eval else "")
     )
-    job = assemble(recipe, data, load_base(recipe, data), reporter)
-    for note in job.notes:
-        reporter.say(f"note: {note}")
-    trained = sum(p.numel() for p in job.delta.parameters().values())
-    reporter.say(f"{recipe.method['kind']}: {trained:,} parameters train; {job.choice.dtype}, {job.choice.kernel} attention ({job.choice.why})")
-    if parallel.first():
-        write_file(folder / "recipe.yaml", replace(recipe, dtype=job.choice.dtype, kernel=job.choice.kernel).text().encode())
-    return finish(job, folder, *follow(job, folder, reporter), reporter)
+    with company.shared.lent(recipe, data) as net:
+        job = assemble(recipe, data, net, reporter, company.shared)
+        for note in job.notes:
+            reporter.say(f"note: {note}")
+        trained = sum(p.numel() for p in job.delta.parameters().values())
+        reporter.say(f"{recipe.method['kind']}: {trained:,} parameters train; {job.choice.dtype}, {job.choice.kernel} attention ({job.choice.why})")
+        if parallel.first():
+            write_file(folder / "recipe.yaml", replace(recipe, dtype=job.choice.dtype, kernel=job.choice.kernel).text().encode())
+        result = finish(job, folder, *follow(job, folder, reporter, company.listeners), reporter, company.measures)
+        if company.shared.keeps:
+            job.delta.detach()
+    return result
 
 
-def follow(job: Job, folder: Path, reporter: Reporter) -> tuple[Evaluate | None, Clock]:
+def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener]) -> tuple[Evaluate | None, Clock]:
     """Listen, continue from what is there, and train to the end."""
     recipe, run_ = job.recipe, job.run
     period = run_.stream[0].period
@@ -135,7 +156,7 @@ def follow(job: Job, folder: Path, reporter: Reporter) -> tuple[Evaluate | None,
     saving = Checkpoints(folder / "checkpoints", fingerprint(job), every(recipe.checkpoint.every, period), recipe.checkpoint.keep)
     signals = Signals(saving.save)
     with reporter.bar(recipe.method["kind"]) as bar, signals:
-        run_.listeners = [clock, journal, Show(bar.told), *([watch] if watch else []), saving, signals, Skip(clock)]
+        run_.listeners = [clock, journal, Show(bar.told), *([watch] if watch else []), *guests, saving, signals, Skip(clock)]
         run_.update.prepare(run_)  # type: ignore[attr-defined]
         resumed = saving.resume(run_)
         for line in saving.said:
@@ -189,30 +210,50 @@ def fingerprint(job: Job) -> dict[str, Any]:
     }
 
 
-def finish(job: Job, folder: Path, watch: Evaluate | None, clock: Clock, reporter: Reporter) -> Result:
-    after: Outcome | None = None
-    best = folder / "checkpoints" / "best.safetensors"
-    if watch and job.recipe.evaluate.best and watch.best.get("step", 0) not in (0, job.run.done) and best.exists():
-        job.delta.load_state_dict(load_file(best))
-        reporter.say(f"the best evaluation was at step {watch.best['step']}; its weights are kept")
-    parallel.wait()  # all have read it before the first clears the checkpoints away
-    if job.probe:
-        after = job.probe.ask(job.net)
-    record = record_of(job, watch, after, clock)  # before the test set is asked: its memory is not training's
+def finish(job: Job, folder: Path, watch: Evaluate | None, clock: Clock, reporter: Reporter, measures: Sequence[Callable[[Job], Mapping[str, Any]]]) -> Result:
+    after = best_of(job, folder, watch, reporter)
+    parallel.wait()  # all have read the best weights before the first clears the checkpoints away
+    record = record_of(job, watch, after, clock)  # before more is asked: that memory is not training's
     if job.test:
         record["test"] = dict(job.test.ask(job.net).scores.values)
-    return Result(folder, parallel.told(lambda: left_behind(job, folder, record)))
+    for measure in measures:
+        record |= measure(job)
+    return Result(folder, parallel.told(lambda: left_behind(job, folder, record, after)))
 
 
-def left_behind(job: Job, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """The artifact, the card and the result, whose presence says that the run is finished."""
+def best_of(job: Job, folder: Path, watch: Evaluate | None, reporter: Reporter) -> Outcome | None:
+    """How the run is judged, with its best weights where they were to be kept."""
+    if not (watch and job.probe):
+        return None
+    best = folder / "checkpoints" / "best.safetensors"
+    if job.recipe.evaluate.best and watch.best.get("step", 0) not in (0, job.run.done) and best.exists():
+        job.delta.load_state_dict(load_file(best))
+        reporter.say(f"the best evaluation was at step {watch.best['step']}; its weights are kept")
+        return job.probe.ask(job.net)
+    return watch.fresh if watch.fresh and watch.history[-1]["step"] == job.run.done else job.probe.ask(job.net)
+
+
+def left_behind(job: Job, folder: Path, record: dict[str, Any], after: Outcome | None) -> dict[str, Any]:
+    """The artifact, the predictions, the card and the result, whose presence says that the run is finished."""
     size = save_artifact(folder / "artifact", job.net, job.delta, job.method, description(job), job.data.reader.tokenizer)
     record = {**record, "artifact_bytes": size}
+    if after and job.data.eval:
+        write_file(folder / "predictions.jsonl", predictions(job.data.eval, job.data.task.kind, after).encode())
     write_file(folder / "README.md", card(job.recipe, job.data, record).encode())
     write_file(folder / "result.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
     with contextlib.suppress(OSError):
         shutil.rmtree(folder / "checkpoints")
     return record
+
+
+def predictions(part: Part, kind: str, after: Outcome) -> str:
+    """One line a row that was judged: what it asked, what was expected and predicted, and its shares of the main metric."""
+    expected = references(part, kind)
+    lines = []
+    for i, example in enumerate(part.examples):
+        line = {"row": i, "asked": asked(example)[:SHOWN], "expected": expected[i], "predicted": after.predictions[i] if i < len(after.predictions) else None}
+        lines.append(json.dumps({**line, "shares": after.shares[i] if after.shares else None}, ensure_ascii=False) + "\n")
+    return "".join(lines)
 
 
 def description(job: Job) -> Description:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..core import Batch, Network
 from ..parallel import told
-from .metrics import METRICS, Scores
+from .metrics import METRICS, Scores, spans
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`predictions[i]` belongs to row i: a label, a tuple of labels, a list of tags, a number, or a written text (None: not sampled)."""
+    """`predictions[i]` belongs to row i: a label, a tuple of labels, a list of tags, a number, or a written text (fewer than rows: not sampled).
+
+    shares   by row (a, b): the main metric is sum a / sum b, perplexity the exponential of it; empty where it is no such ratio (correlations)
+    """
 
     scores: Scores
     predictions: list[Any]
     loss: float
+    shares: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ def single(probe: Probe, net: Network) -> Outcome:
         loss += float(torch.nn.functional.cross_entropy(logits, batch["label"], reduction="sum"))
         guesses |= zip(batch["row"].tolist(), logits.argmax(-1).tolist(), strict=True)
     names = [probe.labels[guesses[i]] for i in range(len(guesses))]
-    return Outcome(METRICS["classify"](names, probe.references), names, loss / len(names))
+    shares = [(float(guess == truth), 1.0) for guess, truth in zip(names, probe.references, strict=True)]
+    return Outcome(METRICS["classify"](names, probe.references), names, loss / len(names), shares)
 
 
 def multi(probe: Probe, net: Network) -> Outcome:
@@ -70,7 +75,8 @@ def multi(probe: Probe, net: Network) -> Outcome:
     table = [[int(yes) for yes in guesses[i]] for i in range(len(guesses))]
     truth = [[int(name in row) for name in probe.labels] for row in probe.references]
     named = [tuple(n for n, yes in zip(probe.labels, row, strict=True) if yes) for row in table]
-    return Outcome(METRICS["multilabel"](table, truth), named, loss / len(table))
+    shares = [overlap(set(guess), set(true)) for guess, true in zip(named, probe.references, strict=True)]
+    return Outcome(METRICS["multilabel"](table, truth), named, loss / len(table), shares)
 
 
 def score(probe: Probe, net: Network) -> Outcome:
@@ -96,17 +102,29 @@ def tag(probe: Probe, net: Network) -> Outcome:
                 tags[word] = probe.labels[label]
             guesses[row] = tags
     rows = [guesses[i] for i in range(len(guesses))]
-    return Outcome(METRICS["tag"](rows, probe.references), rows, loss / units)
+    scores = METRICS["tag"](rows, probe.references)
+    pairs = list(zip(rows, probe.references, strict=True))
+    if scores.main == "f1":
+        shares = [overlap(set(spans(guess)), set(spans(truth))) for guess, truth in pairs]
+    else:
+        shares = [(float(sum(g == t for g, t in zip(guess, truth, strict=True))), float(len(truth))) for guess, truth in pairs]
+    return Outcome(scores, rows, loss / units, shares)
+
+
+def overlap(guess: set[Any], truth: set[Any]) -> tuple[float, float]:
+    """A row's shares of a micro-averaged F1, 2 hits / (guessed + true)."""
+    return 2.0 * len(guess & truth), float(len(guess) + len(truth))
 
 
 def generate(probe: Probe, net: Network) -> Outcome:
-    total, units = 0.0, 0
+    shares: dict[int, tuple[float, float]] = {}
     for batch in probe.once(net):
-        logp = net.label_logp(batch)
-        total, units = total - float(logp.sum()), units + len(logp)
+        by_row = net.label_logp(batch).split(list(batch.ragged("label").lengths))
+        shares |= {row: (-float(logp.double().sum()), float(len(logp))) for row, logp in zip(batch["row"].tolist(), by_row, strict=True)}
+    total, units = (sum(part) for part in zip(*shares.values(), strict=True))
     written = probe.write(net) if probe.write else []
-    scores = METRICS["generate"](written, probe.references[: len(written)], total, units)
-    return Outcome(scores, written, total / units)
+    scores = METRICS["generate"](written, probe.references[: len(written)], total, int(units))
+    return Outcome(scores, written, total / units, [shares[i] for i in range(len(shares))])
 
 
 KINDS: dict[str, Callable[[Probe, Network], Outcome]] = {"single": single, "multi": multi, "score": score, "tag": tag, "generate": generate}

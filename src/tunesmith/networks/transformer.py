@@ -63,9 +63,12 @@ class Transformer(Network):
         heard, self.room.heard = self.room.heard, None
         return torch.stack([x[0].transpose(0, 1) for pair in heard for x in pair])
 
-    def recompute(self) -> None:
+    def recompute(self, on: bool) -> None:
         """Forget the activations inside blocks and form them again in the backward pass (gradient checkpointing)."""
-        self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": self.room.again})
+        if on:
+            self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": self.room.again})
+        elif self.model.is_activation_checkpointing:
+            self.model.activation_checkpointing_disable()
 
     # -------------------------------------------------------------------------------------------- states
 

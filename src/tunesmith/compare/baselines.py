@@ -1,0 +1,226 @@
+"""What costs no training: every comparison has these arms, so that a method is never better than nothing by not having asked.
+
+All but the untuned model are linear heads on the frozen, pooled (for tags: token) states of the base, written into the network's own head, so that
+they are judged through the same door as everything else:
+
+majority           the bias alone: log frequencies of the labels, the mean of the scores
+nearest centroid   Snell et al. 2017, eq. 8: logits 2 c_k x - |c_k|^2, c_k the mean state of class k
+linear probe       logistic regression (scores: ridge), its penalty by cross-validation on the training rows (Alain & Bengio 2016)
+untuned            for texts to write: the model as published, and with examples from the training rows before each prompt (Brown et al. 2020)
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..checkpoint import write_file
+from ..dataset import Dataset, Part
+from ..errors import Refusal
+from ..evaluate.evaluate import Outcome
+from ..job import Job, assemble, probe_of
+from ..progress import Reporter
+from ..recipe import Recipe
+from ..shared import Shared
+from ..sources.features import Features
+from ..sources.table import Table
+from ..sources.text.examples import Dialogue
+from ..train import Result, identity, predictions
+
+UNITS = 20_000  # rows, or tokens with a tag, that a probe learns from at most
+SHOTS = 4
+FOLDS = 3
+Fit = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # states (n, d), labels, classes -> weight (c, d), bias (c)
+
+
+# ------------------------------------------------------------------------------------------------ linear heads
+
+
+def majority(kind: str) -> Fit:
+    def fit(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+        if kind == "score":
+            return np.zeros((1, x.shape[1])), np.array([y.mean()])
+        if kind == "multi":
+            share = np.clip(y.mean(0), 1e-6, 1 - 1e-6)
+            return np.zeros((classes, x.shape[1])), np.log(share / (1 - share))
+        return np.zeros((classes, x.shape[1])), np.log(np.maximum(np.bincount(y, minlength=classes), 0.5) / len(y))
+
+    return fit
+
+
+def centroid(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """A class without a row is infinitely far away."""
+    means = np.stack([x[y == k].mean(0) if (y == k).any() else np.zeros(x.shape[1]) for k in range(classes)])
+    empty = np.array([not (y == k).any() for k in range(classes)])
+    return 2 * means, -(means**2).sum(1) - np.where(empty, 1e9, 0)
+
+
+def probe(kind: str) -> Fit:
+    return {"score": ridge, "multi": several}.get(kind, logistic)
+
+
+def ridge(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.linear_model import RidgeCV
+
+    found: Any = RidgeCV(alphas=np.logspace(-3, 3, 13)).fit(x, y)
+    return np.reshape(found.coef_, (1, -1)), np.reshape(found.intercept_, 1)
+
+
+def logistic(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Softmax regression on standardised states; classes that never occur get a bias that no state outweighs."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+
+    centre, scale = x.mean(0), x.std(0) + 1e-6
+    seen, counts = np.unique(y, return_counts=True)
+    if len(seen) == 1:
+        return majority("single")(x, y, classes)
+    model: Any = LogisticRegression(C=0.01, max_iter=300)
+    if counts.min() >= FOLDS:
+        model = GridSearchCV(model, {"C": np.logspace(-4, 0, 5)}, cv=FOLDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a penalty that has not converged loses the search
+        model.fit((x - centre) / scale, y)
+    fitted = getattr(model, "best_estimator_", model)
+    two = len(seen) == 2  # one row then speaks for the second class
+    rows, offsets = (np.concatenate([-part, part]) / 2 if two else part for part in (fitted.coef_, fitted.intercept_))
+    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, -1e9)
+    weight[seen] = rows / scale
+    bias[seen] = offsets - (rows / scale) @ centre
+    return weight, bias
+
+
+def several(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """One regression a label, as of two classes."""
+    fitted = [logistic(x, y[:, k].astype(int), 2) for k in range(classes)]
+    return np.stack([w[1] - w[0] for w, _ in fitted]), np.array([b[1] - b[0] for _, b in fitted])
+
+
+# ------------------------------------------------------------------------------------------------ arms
+
+
+def baselines(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Result]:
+    """All that make sense for the task; those that lie finished in the folder are taken from there."""
+    data = shared.data(recipe)
+    names = ["untuned", f"untuned, {SHOTS} examples"] if data.task.kind == "generate" else ["majority", "nearest centroid", "linear probe"]
+    names = [name for name in names if not (name == "nearest centroid" and data.task.kind in ("score", "multi"))]
+    folders = {name: recipe.folder / "arms" / name.replace(", ", "-").replace(" ", "-") for name in names}
+    wanted = identity(replace(recipe, method={"kind": "head"}, budget=type(recipe.budget)(), seed=0))
+    found = {name: there for name, folder in folders.items() if (there := finished(folder, wanted))}
+    if missing := [name for name in names if name not in found]:
+        reporter.say(f"baselines: {', '.join(missing)}")
+        asked = texts_to_write if data.task.kind == "generate" else linear_heads
+        for name, record, lines in asked(recipe, data, shared, reporter, missing):
+            found[name] = left(folders[name], {**record, "recipe": wanted}, lines)
+    return [found[name] for name in names if name in found]
+
+
+def finished(folder: Path, wanted: Mapping[str, Any]) -> Result | None:
+    try:
+        record = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return Result(folder, record) if record["recipe"] == wanted else None
+
+
+def left(folder: Path, record: dict[str, Any], lines: str) -> Result:
+    write_file(folder / "predictions.jsonl", lines.encode())
+    write_file(folder / "result.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
+    return Result(folder, record)
+
+
+Told = Iterator[tuple[str, dict[str, Any], str]]  # name, record, predictions
+
+
+def linear_heads(recipe: Recipe, data: Dataset, shared: Shared, reporter: Reporter, names: list[str]) -> Told:
+    bare = replace(recipe, method={"kind": "head"}, head=replace(recipe.head, kind="linear"))
+    with shared.lent(bare, data) as net:
+        job = assemble(bare, data, net, reporter, shared)
+        began = time.perf_counter()
+        x, y = states(job)
+        reading = time.perf_counter() - began
+        kind, outputs = data.task.kind, data.task.outputs
+        fits: dict[str, Fit] = {"majority": majority(kind), "nearest centroid": centroid, "linear probe": probe(kind)}
+        for name in names:
+            began = time.perf_counter()
+            write_head(job, *fits[name](x, y, outputs))
+            seconds = time.perf_counter() - began + (0 if name == "majority" else reading)
+            trained = 0 if name == "majority" else outputs * (x.shape[1] + 1)
+            yield told(name, job, job.probe.ask(net), seconds, trained)  # type: ignore[union-attr]
+        if shared.keeps:
+            job.delta.detach()
+
+
+def states(job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Frozen states and labels of the training rows (for tags: labelled tokens), at most `UNITS`, evenly chosen."""
+    source = job.run.stream[0].train
+    xs, ys = [], []
+    with torch.no_grad():
+        for batch in source.once(job.net) if isinstance(source, Features) else source.once():  # type: ignore[union-attr]
+            rows = job.net.states(batch).values[batch.labelled()] if "at" in batch else job.net.pooled(batch)
+            xs.append(rows.float().cpu())
+            ys.append(batch["label"].cpu())
+    x, y = torch.cat(xs), torch.cat(ys)
+    chosen = torch.linspace(0, len(x) - 1, min(len(x), UNITS)).long()
+    return x[chosen].double().numpy(), y[chosen].numpy()
+
+
+@torch.no_grad()
+def write_head(job: Job, weight: np.ndarray, bias: np.ndarray) -> None:
+    linear = [m for m in job.net.heads[job.data.task.name].modules() if isinstance(m, nn.Linear)][-1]
+    linear.weight.copy_(torch.from_numpy(weight))
+    linear.bias.copy_(torch.from_numpy(bias))
+
+
+def told(name: str, job: Job, outcome: Outcome, seconds: float, trained: int) -> tuple[str, dict[str, Any], str]:
+    record = {
+        "task": job.recipe.task, "model": job.recipe.model.name, "method": name, "label": name, "baseline": True, "seed": 0,
+        "metric": outcome.scores.main, "before": {}, "after": {"loss": outcome.loss, **outcome.scores.values}, "undefined": dict(outcome.scores.reasons),
+        "history": [], "trainable_parameters": trained, "total_parameters": sum(p.numel() for p in job.net.parameters()),
+        "artifact_bytes": 4 * trained, "peak_memory_bytes": None, "train_seconds": round(seconds, 3), "real_tokens_per_second": None, "steps": 0,
+    }  # fmt: skip
+    assert job.data.eval is not None
+    return name, record, predictions(job.data.eval, job.data.task.kind, outcome)
+
+
+def texts_to_write(recipe: Recipe, data: Dataset, shared: Shared, reporter: Reporter, names: list[str]) -> Told:
+    """Judged by the perplexity of the answers, as every arm is."""
+    assert data.eval is not None
+    with shared.lent(recipe, data) as net:
+        job = assemble(replace(recipe, method={"kind": "bitfit"}), data, net, reporter, shared)  # neutral: the outputs are the model's own
+        for name in names:
+            part = data.eval if name == "untuned" else with_examples(data, SHOTS)
+            if part is None:
+                reporter.say(f"{name}: left out, plain text has no prompts to stand before, or they do not fit", "yellow")
+                continue
+            table = Table(part.encoded.columns, data.task.name, device=net.device)
+            yield told(name, job, probe_of(part, table, data.task, data.reader, recipe).ask(net), 0.0, 0)
+        if shared.keeps:
+            job.delta.detach()
+
+
+def with_examples(data: Dataset, shots: int) -> Part | None:
+    """The eval rows, each behind the same few training dialogues, on which no loss is taken. None where they do not fit all."""
+    assert data.eval is not None
+    train = [e for e in data.train.examples if isinstance(e, Dialogue)]
+    rows = [e for e in data.eval.examples if isinstance(e, Dialogue)]
+    if len(rows) < len(data.eval.examples) or len(train) < shots:
+        return None
+    short = sorted(train, key=lambda e: sum(len(t.content) for t in e.turns))[: len(train) // 2 + shots]
+    before = [replace(t, learn=False) for e in random.Random(0).sample(short, shots) for t in e.turns]
+    try:
+        encoded = data.reader.encode([Dialogue((*before, *e.turns), e.row) for e in rows], data.task)
+    except Refusal:
+        return None
+    fits = max(encoded.lengths) <= data.reader.max_length
+    return Part(data.eval.name, data.eval.format, replace(encoded, kept=data.eval.encoded.kept)) if fits else None

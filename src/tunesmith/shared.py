@@ -1,0 +1,84 @@
+"""What runs on the same model and data need only once: the rows, the loaded base, and the states of its frozen trunk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from .dataset import Dataset, read_data
+from .networks.load import HeadSpec, add_head, load_network
+from .networks.transformer import Transformer
+from .recipe import Recipe
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    if recipe.device != "auto":
+        return torch.device(recipe.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def head_spec(recipe: Recipe, data: Dataset) -> HeadSpec:
+    return HeadSpec(data.task.outputs, recipe.head.kind, recipe.head.hidden, recipe.head.dropout)
+
+
+@dataclass
+class Shared:
+    """Runs take turns on one base: each finds it as it was loaded, bit for bit, and is the run that it would be alone.
+
+    keeps    hold on to what the next run may need; a run of its own needs not
+    base     the base that is loaded, by what decides it, and the pooling it would choose itself; one at a time
+    states   by part of the data: the floor above which they were asked for last, and the store
+    """
+
+    keeps: bool = False
+    rows: dict[str, Dataset] = field(default_factory=dict)
+    base: tuple[str, Transformer, str] | None = None
+    states: dict[str, tuple[tuple[object, ...], dict[int, Tensor]]] = field(default_factory=dict)
+
+    def data(self, recipe: Recipe) -> Dataset:
+        if not self.keeps:
+            return read_data(recipe)
+        key = json.dumps([asdict(recipe.model), recipe.task, asdict(recipe.data), recipe.built_method().positions])
+        if key not in self.rows:
+            self.rows[key] = read_data(recipe)
+        return self.rows[key]
+
+    @contextmanager
+    def lent(self, recipe: Recipe, data: Dataset) -> Iterator[Transformer]:
+        """The base with the head of this recipe, which draws from its seed alone. Who borrows it takes off what else he puts on."""
+        try:
+            yield self.dressed(recipe, data)
+        except BaseException:
+            self.base = None  # a run that breaks off may leave anything behind
+            raise
+        if not self.keeps:
+            self.base = None
+
+    def dressed(self, recipe: Recipe, data: Dataset) -> Transformer:
+        key = json.dumps([asdict(recipe.model), recipe.task == "generate", recipe.dropout, str(device_of(recipe))])
+        if self.base is None or self.base[0] != key:
+            self.base = None  # before the next is loaded
+            net = load_network(
+                data.source, generates=recipe.task == "generate", device=device_of(recipe), dropout=recipe.dropout, tokenizer=data.reader.tokenizer
+            )
+            self.base = (key, net, net.pool)
+        _, net, pool = self.base
+        net.eval()
+        net.heads.clear()
+        net.compute, net.room.kernel = torch.float32, "matmul"
+        net.pool, net.labels = recipe.head.pool or pool, data.task.labels  # type: ignore[assignment]
+        if data.task.outputs:
+            add_head(net, data.task.name, head_spec(recipe, data), recipe.seed)
+        return net
+
+    def store(self, part: str, data: Dataset, net: Transformer, floor: int, pooled: bool) -> dict[int, Tensor]:
+        """Where states that enter block `floor` lie, by row. Those of another floor are let go: arms that share one follow each other."""
+        key = (id(data), floor, pooled and net.pool, net.compute, net.room.kernel)
+        if not self.keeps or part not in self.states or self.states[part][0] != key:
+            self.states[part] = (key, {})
+        return self.states[part][1]
