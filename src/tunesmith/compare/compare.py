@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +81,9 @@ def compare(
         results += list(trained(made, Company(shared, [board], [Measures(passages)]), board))
     if not any(not r.record.get("baseline") for r in results):
         raise Refusal("no method was left to compare", where="--methods", fix="tunesmith explain METHOD says what each needs")
-    record = {**joined(results), "vary": list(vary), "seconds": round(time.perf_counter() - began, 1), "recipe": identity(recipe)}
+    options = ["--methods", ",".join(methods), "--seeds", str(seeds), *(word for axis in vary for word in ("--vary", axis))]
+    again = shlex.join(["tunesmith", "compare", "recipe.yaml", *options, *(["--general", general] if general else [])])
+    record = {**joined(results), "command": again, "seconds": round(time.perf_counter() - began, 1), "recipe": identity(recipe)}
     return written(recipe.folder, record, results, lang)
 
 

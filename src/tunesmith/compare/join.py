@@ -25,7 +25,7 @@ def join(folders: Sequence[Path], out: Path, lang: str) -> Comparison:
             raise Refusal(f"{other.folder} was judged on other rows than {first.folder}", where="report", fix="runs with the same data.eval")
     if all(result.record.get("baseline") for result in results):
         raise Refusal("nothing here was trained", where="report", fix="give the folder of a run")
-    record = {**joined(results), "vary": [], "seconds": sum(r["train_seconds"] for r in results), "recipe": first["recipe"]}
+    record = {**joined(results), "seconds": sum(r["train_seconds"] for r in results), "recipe": first["recipe"]}
     return Comparison(write_report(record, results, out, lang), record, results)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,55 +17,68 @@ from ..job import Job
 from ..networks.transformer import Transformer
 from ..sources.table import Table
 
-ROWS, WARM = 24, 4  # predictions that are timed, and those before them that are not
+ROWS, TURNS = 16, 3  # predictions that are timed, and how often each is; the first turn, which builds kernels, does not count
 TEMPERATURE = 0.05  # of the contrast between halves, as sentence encoders are trained with
 
 
 @dataclass
 class Measures:
-    """Asked by `train.run` when an arm is trained. The base's own figures are measured with the first arm's changes looked past, once."""
+    """Asked by `train.run` when an arm is trained. What does not differ between arms, or between the seeds of one, is measured once."""
 
     general: Sequence[str]
-    base: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, tuple[str, float]] = field(default_factory=dict)
+    times: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @torch.no_grad()
     def __call__(self, job: Job) -> Mapping[str, Any]:
         was = job.net.training
         job.net.eval()
-        key = str((job.recipe.model, job.recipe.head.pool, job.choice.dtype, job.choice.kernel))
-        if key not in self.base:
+        shape = str((job.recipe.model, job.recipe.head.pool, job.choice.dtype, job.choice.kernel))
+        arm = str(replace(job.recipe, seed=0, out=""))
+        if shape not in self.base:
             with job.delta.absent():
-                self.base[key] = self.ask(job)
-        before, after = self.base[key], self.ask(job)
+                self.base[shape] = self.asked(job)
+        if arm not in self.times:
+            self.times[arm] = latency(job)
+        (kind, before), (_, after), (base, tuned) = self.base[shape], self.asked(job), self.times[arm]
         job.net.train(was)
         return {
-            "latency_ms": after["latency_ms"],
-            "base_latency_ms": before["latency_ms"],
-            "general": {"kind": after["kind"], "before": before["loss"], "after": after["loss"]},
+            "latency_ms": tuned,
+            "base_latency_ms": base,
+            "general": {"kind": kind, "before": before, "after": after},
             "merges": job.method.merges,
         }
 
-    def ask(self, job: Job) -> dict[str, Any]:
-        kind, loss = general_loss(job.net, job.data.reader.tokenizer, self.general)
-        return {"latency_ms": latency(job), "kind": kind, "loss": loss}
+    def asked(self, job: Job) -> tuple[str, float]:
+        return general_loss(job.net, job.data.reader.tokenizer, self.general)
 
 
-def latency(job: Job) -> float:
-    """Milliseconds of one prediction, one row at a time: the median over rows of the eval set, which are spread over its lengths."""
+def latency(job: Job) -> tuple[float, float]:
+    """Milliseconds of one prediction, one row at a time, of the base and of the tuned network: medians over rows of all lengths.
+
+    The two take turns, and a row counts with its faster turn: what else the machine does in between slows single turns.
+    """
     part = job.data.eval or job.data.train
     table = Table(part.encoded.columns, job.data.task.name, device=job.net.device)
     order = sorted(range(len(table)), key=table.lengths.__getitem__)
-    rows = [order[int((i + 0.5) * len(order) / ROWS)] for i in range(ROWS)]
+    batches = [table.batch([order[int((i + 0.5) * len(order) / ROWS)]]) for i in range(ROWS)]
     say = job.net.label_logp if job.data.task.kind == "generate" else job.net.logits
-    taken = []
-    for row in rows[:WARM] + rows:
-        batch = table.batch([row])
-        began = time.perf_counter()
-        say(batch)
-        if job.net.device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return 1000 * statistics.median(taken[WARM:])
+    turns: dict[bool, list[list[float]]] = {True: [], False: []}
+    for _ in range(TURNS):
+        for base, took in turns.items():
+            with job.delta.absent() if base else nullcontext():
+                took.append([timed(say, batch, job.net.device.type == "cuda") for batch in batches])
+    base, tuned = (1000 * statistics.median(map(min, zip(*took[1:], strict=True))) for took in turns.values())
+    return base, tuned
+
+
+def timed(say: Callable[[Batch], Tensor], batch: Batch, waits: bool) -> float:
+    """Seconds; a device that works on its own is waited for."""
+    began = time.perf_counter()
+    say(batch)
+    if waits:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def general_loss(net: Transformer, tokenizer: Any, passages: Sequence[str]) -> tuple[str, float]:

@@ -66,13 +66,36 @@ def scatter(table: Sequence[Row], up: bool, words: Mapping[str, str]) -> str:
             axes.plot(*zip(*line, strict=True), color="#cbd5e1", linewidth=4, zorder=1, solid_capstyle="round", drawstyle="steps-post")
             for row, (x, y) in zip(rows, points, strict=True):
                 axes.errorbar(x, y, yerr=[[y - row["low"]], [row["high"] - y]], color=paint[row["label"]], fmt="o", markersize=6, linewidth=1, zorder=3)
-                axes.annotate(row["label"], (x, y), textcoords="offset points", xytext=(6, 5), fontsize=9, color=paint[row["label"]])
             axes.set(xscale="log", xlabel=name, ylabel=table[0]["metric"])
-            axes.margins(x=0.15)
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
+            axes.margins(x=0.2)
             if not up:
                 axes.invert_yaxis()
+            name_points(axes, {row["label"]: point for row, point in zip(rows, points, strict=True)}, paint)
 
     return drawn(10, 4.2, costs, 2)
+
+
+def name_points(axes: Axes, points: Mapping[str, tuple[float, float]], paint: Mapping[str, str]) -> None:
+    """A name beside each point, on the side where it meets the fewest bars and names so far."""
+    axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]  # the layout is only known then
+    scale = 72 / axes.figure.dpi
+    at = {label: axes.transData.transform(point) * scale for label, point in points.items()}
+    taken: list[tuple[float, float, float, float]] = [(x - 3, y - 30, x + 3, y + 30) for x, y in at.values()]
+    for label, (x, y) in at.items():
+        wide = 5.2 * len(label)
+        sides = [(x + dx if dx > 0 else x + dx - wide, y + dy, dx, dy) for dy in (4, -12, 14, -22) for dx in (7, -7)]
+        boxes = [(left, low, left + wide, low + 9) for left, low, _, _ in sides]
+        chosen = min(range(len(sides)), key=lambda i: (sum(meet(boxes[i], other) for other in taken), i))
+        taken.append(boxes[chosen])
+        _, _, dx, dy = sides[chosen]
+        side = "left" if dx > 0 else "right"
+        axes.annotate(label, points[label], textcoords="offset points", xytext=(dx, dy), ha=side, fontsize=9, color=paint[label])
+
+
+def meet(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    """Two boxes (left, low, right, high) overlap."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def curves(arms: Sequence[Row], metric: str, table: Sequence[Row], words: Mapping[str, str]) -> str:

@@ -18,13 +18,13 @@ from . import detail, plots, table
 from .words import words
 
 
-def write_report(record: Mapping[str, Any], results: Sequence[Result], path: Path, language: str = "en", command: str = "") -> Path:
+def write_report(record: Mapping[str, Any], results: Sequence[Result], path: Path, language: str = "en") -> Path:
     """From compare.json and the runs behind it."""
-    write_file(path, page(record, results, language, command).encode())
+    write_file(path, page(record, results, language).encode())
     return path
 
 
-def page(record: Mapping[str, Any], results: Sequence[Result], language: str, command: str) -> str:
+def page(record: Mapping[str, Any], results: Sequence[Result], language: str) -> str:
     from jinja2 import Environment
 
     say, rows = words(language), record["table"]
@@ -43,7 +43,7 @@ def page(record: Mapping[str, Any], results: Sequence[Result], language: str, co
         cost=plots.scatter(rows, better(record["metric"]) > 0, say), learning=plots.curves(record["arms"], record["metric"], rows, say),
         forgetting=plots.forgetting(rows, say) if forgot else "", general=say.get(kind, kind), classes=by_class, classes_of=say.get(what, ""),
         differences=detail.disagreements(lines), recipe=yaml.safe_dump(trimmed(record["recipe"]), sort_keys=False, allow_unicode=True),
-        machine=json.dumps(record["machine"], ensure_ascii=False, indent=1), command=command,
+        machine=json.dumps(record["machine"], ensure_ascii=False, indent=1), command=record.get("command", ""),
     )  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [
         row["label"],
         figure(row["mean"]) + (" =" if same else "  "),
-        f"{figure(row['low'])} to {figure(row['high'])}",
+        f"{figure(row['low'])}–{figure(row['high'])}",
         "" if row["gain"] is None else f"{row['gain']:+.3f}",
         f"{row['trainable_parameters']:,}",
         f"{row['share']:.2%}",

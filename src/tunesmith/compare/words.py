@@ -9,8 +9,8 @@ from ..errors import Refusal
 WORDS: dict[str, dict[str, str]] = {
     "en": {
         "title": "Fine-tuning compared",
-        "summary": "{best} is best of {arms} ways to fine-tune {model} here: {metric} {mean} ({low} to {high}), judged on {rows} rows it never saw.",
-        "summary_gain": "{best} is best of {arms} ways to fine-tune {model} here: {metric} went from {before} to {mean} ({low} to {high}), judged on {rows} rows it never saw.",
+        "summary": "{best} came first of {arms} ways to fine-tune {model} here: {metric} {mean} ({low}–{high}), judged on {rows} rows it never saw.",
+        "summary_gain": "{best} came first of {arms} ways to fine-tune {model} here: {metric} went from {before} to {mean} ({low}–{high}), judged on {rows} rows it never saw.",
         "leads": "No other way comes within the noise of it.",
         "ties": "{others} cannot be told from it on this many rows and seeds; the cheapest of them to keep is {cheapest} ({artifact}, trained in {time}).",
         "baseline_best": "No training was needed: this baseline is not beaten by any method tried here.",
@@ -25,7 +25,7 @@ WORDS: dict[str, dict[str, str]] = {
         "seconds": "seconds to train", "artifact_mb": "megabytes to keep",
         "learning": "While they learn", "learning_note": "On the eval rows, mean over seeds. Nothing was chosen by these values.", "steps": "steps",
         "forgetting": "What they forgot",
-        "forgetting_note": "Loss on {kind} of a general text: dashed before, bars after training. Longer bars have forgotten more.",
+        "forgetting_note": "Loss on {kind}, in a general text: dashed before, bars after training. Longer bars have forgotten more.",
         "general_loss": "loss on a general text, nats", "next token": "the next token", "halves of a passage": "telling which halves of a passage belong together",
         "classes": "Class by class", "classes_note": "{what}, mean over seeds. Darker is better; n is how many rows have the class.",
         "recall": "Share of a class's rows that were recognised", "f1": "F1 of the class",
@@ -36,8 +36,8 @@ WORDS: dict[str, dict[str, str]] = {
     },
     "zh-CN": {
         "title": "微调方法实测对比",
-        "summary": "在这份数据上，{arms} 种微调 {model} 的方法中 {best} 最好：{metric} 为 {mean}（{low} 至 {high}），在 {rows} 条未参与训练的样本上评测。",
-        "summary_gain": "在这份数据上，{arms} 种微调 {model} 的方法中 {best} 最好：{metric} 从 {before} 变为 {mean}（{low} 至 {high}），在 {rows} 条未参与训练的样本上评测。",
+        "summary": "在这份数据上，{arms} 种微调 {model} 的方法中 {best} 排名第一：{metric} 为 {mean}（{low}–{high}），在 {rows} 条未参与训练的样本上评测。",
+        "summary_gain": "在这份数据上，{arms} 种微调 {model} 的方法中 {best} 排名第一：{metric} 从 {before} 变为 {mean}（{low}–{high}），在 {rows} 条未参与训练的样本上评测。",
         "leads": "其他方法与它的差距都超出了随机波动。",
         "ties": "以目前的样本数和种子数，{others} 与它无法区分；其中保存成本最低的是 {cheapest}（{artifact}，训练用时 {time}）。",
         "baseline_best": "这里不需要训练：试过的方法都没有超过这个基线。",

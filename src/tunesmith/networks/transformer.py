@@ -95,7 +95,7 @@ class Transformer(Network):
         inputs = {name: F.pad(x, (0, 0) * (x.dim() - 2) + (0, filler)) if filler else x for name, x in inputs.items()}
         with packed_masks(), self.from_floor(batch, lambda trunk: F.pad(trunk, (0, 0, 0, filler))[None]):
             out = self.trunk(**inputs, **self.only(position_ids=lay.positions, use_cache=False)).last_hidden_state[0]
-        return out[: sum(wide)] if prompt is None else out[own_tokens(rows.lengths, len(prompt), out.device)]
+        return out[: sum(wide)] if prompt is None else Gather.apply(out, own_tokens(rows.lengths, len(prompt), out.device))
 
     def filler(self, tokens: int) -> int:
         """oneDNN builds a kernel for every shape of a bf16 product, which takes longer than the product: so batches have few different lengths."""
@@ -116,11 +116,11 @@ class Transformer(Network):
         if prompt is None:
             return {"input_ids": ids, **({} if types is None else self.only(token_type_ids=types))}
         table = self.get_submodule(self.anatomy.embedding)(ids)[0]
-        index = with_prompt(lengths, len(prompt), ids.device)
-        embeds = torch.cat([prompt.to(table.dtype), table])[index][None]
+        order, several = with_prompt(lengths, len(prompt), ids.device), prompt.repeat(len(lengths), 1)
+        embeds = Gather.apply(torch.cat([several.to(table.dtype), table]), order)[None]
         if types is None or "token_type_ids" not in self.takes:
             return {"inputs_embeds": embeds}
-        return {"inputs_embeds": embeds, "token_type_ids": torch.cat([types.new_zeros(len(prompt)), types[0]])[index][None]}
+        return {"inputs_embeds": embeds, "token_type_ids": torch.cat([types.new_zeros(len(several)), types[0]])[order][None]}
 
     def only(self, **inputs: object) -> dict:
         """Those of these inputs that the trunk's forward takes."""
@@ -249,9 +249,10 @@ def fill(x: Tensor, bucket: Bucket) -> Tensor:
 
 @lru_cache(maxsize=64)
 def with_prompt(lengths: tuple[int, ...], prompt: int, device: torch.device) -> Tensor:
-    """Index into [prompt rows, tokens] that puts the prompt before each row."""
-    spans, head = torch.arange(prompt, prompt + sum(lengths)).split(list(lengths)), torch.arange(prompt)
-    return torch.cat([part for span in spans for part in (head, span)]).to(device)
+    """Order of [a prompt for each row, all tokens] that puts a prompt before each row."""
+    heads = torch.arange(prompt * len(lengths)).split(prompt)
+    spans = torch.arange(prompt * len(lengths), prompt * len(lengths) + sum(lengths)).split(list(lengths))
+    return torch.cat([part for pair in zip(heads, spans, strict=True) for part in pair]).to(device)
 
 
 @lru_cache(maxsize=64)
