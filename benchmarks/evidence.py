@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
-from tunesmith.compare.arms import EIGHT
-from tunesmith.compare.compare import compare
+from tunesmith.advice.shape import shape_of
+from tunesmith.comparison.arms import EIGHT
+from tunesmith.comparison.compare import compare
 from tunesmith.dataset import read_data
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
-from tunesmith.recommend.shape import shape_of
 
 Rows = list[dict]
 BATCH, EPOCHS, LEAST, JUDGED = 32, 3, 100, 600
@@ -135,8 +135,9 @@ def cell(root: Path, name: str, size: str, seed: int, out: Path) -> None:
 def arm(record: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of an arm."""
     kept = ("metric", "learning_rate", "trainable_parameters", "train_seconds", "peak_memory_bytes", "dtype")
-    value = record["after"][record["metric"]]
-    return {"arm": record["label"], "value": round(value, 4), **{k: record.get(k) for k in kept}}
+    value, general = record["after"][record["metric"]], record.get("general")
+    forgot = round(general["after"] - general["before"], 3) if general else None
+    return {"arm": record["label"], "value": round(value, 4), "forgot": forgot, **{k: record.get(k) for k in kept}}
 
 
 def drawn(root: Path, name: str, size: str, seed: int, work: Path) -> tuple[str, dict] | None:

@@ -23,7 +23,7 @@ import torch
 
 from rates import one, sets
 from sides import Spec, arguments, their_model
-from tunesmith.compare.arms import EIGHT
+from tunesmith.comparison.arms import EIGHT
 from tunesmith.core import Ragged
 from tunesmith.dataset import Dataset, read_data
 from tunesmith.methods import METHODS

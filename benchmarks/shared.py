@@ -25,7 +25,7 @@ from pathlib import Path
 import yaml
 
 from rates import sets
-from tunesmith.compare.arms import EIGHT
+from tunesmith.comparison.arms import EIGHT
 
 COMMAND = [sys.executable, "-m", "tunesmith"]
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import shop
-from tunesmith.compare import baselines, detail
-from tunesmith.compare.arms import EIGHT, arms, budget_of
-from tunesmith.compare.compare import Comparison, compare
-from tunesmith.compare.join import join
-from tunesmith.compare.measures import split
-from tunesmith.compare.statistics import correlation, difference, draws_of, estimate, holm, ratio
-from tunesmith.compare.words import WORDS
+from tunesmith.comparison import baselines, detail
+from tunesmith.comparison.arms import EIGHT, arms, budget_of
+from tunesmith.comparison.compare import Comparison, compare
+from tunesmith.comparison.join import join
+from tunesmith.comparison.measures import split
+from tunesmith.comparison.statistics import correlation, difference, draws_of, estimate, holm, ratio
+from tunesmith.comparison.words import WORDS
 from tunesmith.core import Listener
 from tunesmith.errors import Refusal
 from tunesmith.progress import Reporter
@@ -254,7 +254,7 @@ UNTIMED = (
 
 
 def test_killed_five_times_it_ends_in_the_same_table(encoder, tmp_path, monkeypatch):
-    from tunesmith.compare import board
+    from tunesmith.comparison import board
 
     calm = quietly(encoder, tmp_path / "calm", ["lora", "bitfit", "layers"], method={"kind": "layers", "last": 1})
     steps, kills, count = board.Board.step, iter([3, 1, 9, 14, 5]), 0
@@ -367,6 +367,6 @@ def test_passages_are_cut_at_a_sentence():
 
 
 def test_boards_are_listeners():
-    from tunesmith.compare.board import Board, curve
+    from tunesmith.comparison.board import Board, curve
 
     assert issubclass(Board, Listener) and curve([0.1, 0.5, 0.9], 1) == "▁▅█" and curve([3.0, 2.0], -1) == "▁█" and curve([], 1) == ""

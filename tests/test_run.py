@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 import shop
 import tunesmith
 from tunesmith.artifact import export, load
-from tunesmith.compare.arms import EIGHT
+from tunesmith.comparison.arms import EIGHT
 from tunesmith.errors import Refusal
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe

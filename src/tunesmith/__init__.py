@@ -4,6 +4,10 @@ import tunesmith
 result = tunesmith.run("recipe.yaml")        # or a dict
 tuned = tunesmith.load(result.folder)
 tuned.predict(["where is my order?"])
+
+tunesmith.recommend("recipe.yaml")           # which rows of the guide fit, before anything is trained
+tunesmith.compare("recipe.yaml", ["lora", "full"]).table
+tunesmith.explain("lora", rank=32)           # what moves; a drawing in a notebook
 """
 
 from __future__ import annotations
@@ -11,19 +15,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .advice.recommend import Advice
     from .artifact import Tuned
+    from .comparison.compare import Comparison
+    from .explanation.explain import Explanation
+    from .recipe import Recipe
     from .train import Result
 
 __version__ = "0.1.0"
-__all__ = ["load", "run"]
+__all__ = ["compare", "explain", "load", "recommend", "run"]
 
 
 def run(recipe: str | dict[str, Any], *overrides: str, fresh: bool = False) -> Result:
     """Train by a recipe: a file's path, or its content as a dict. `overrides` are `key=value` as on the command line."""
-    from . import recipe as recipes
     from .train import run as train
 
-    return train(recipes.read_recipe(recipe, overrides) if isinstance(recipe, str) else recipes.recipe(recipe), fresh=fresh)
+    return train(_recipe(recipe, overrides), fresh=fresh)
 
 
 def load(folder: str) -> Tuned:
@@ -31,3 +40,35 @@ def load(folder: str) -> Tuned:
     from .artifact import load as load_artifact
 
     return load_artifact(folder)
+
+
+def compare(recipe: str | dict[str, Any], methods: Sequence[str] | None = None, *overrides: str, seeds: int = 3, **options: Any) -> Comparison:
+    """Train a recipe by several methods, all eight if none are named, with baselines. `options`: those of `tunesmith.comparison.compare.compare`."""
+    from .comparison.arms import EIGHT
+    from .comparison.compare import compare as measure
+
+    return measure(_recipe(recipe, overrides), methods or EIGHT, seeds=seeds, **options)
+
+
+def recommend(target: str, *overrides: str, **options: Any) -> Advice:
+    """Which rows of the guide fit a recipe or a data file. `options`: those of `tunesmith.advice.recommend.recommend`, and its `Wishes` by name."""
+    from dataclasses import fields
+
+    from .advice.case import Wishes
+    from .advice.recommend import recommend as advise
+
+    wished = {f.name: options.pop(f.name) for f in fields(Wishes) if f.name in options}
+    return advise(target, overrides, wishes=Wishes(**wished), **options)
+
+
+def explain(row: str, model: str = "minilm", **options: Any) -> Explanation:
+    """What one row of the guide does to a model. `options` are those of the method."""
+    from .explanation.explain import explain as look
+
+    return look(row, model, [f"{key}={value}" for key, value in options.items()])
+
+
+def _recipe(given: str | dict[str, Any], overrides: Sequence[str]) -> Recipe:
+    from . import recipe as recipes
+
+    return recipes.read_recipe(given, overrides) if isinstance(given, str) else recipes.recipe(given)

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from statistics import fmean, pstdev
 from typing import Any
 
 from . import machine
+from .advice import foresee
+from .advice.rehearsal import rehearse
 from .core import Ragged
 from .dataset import Dataset, Part, read_data, renderings, row_hash
-from .job import Job, assemble
+from .job import assemble
 from .progress import Reporter
 from .recipe import Recipe
 from .shared import Shared
-from .sources.features import Features
-
-# measured on MiniLM, docs/LOG.md
-VALUES = 40  # activations a token and block, in values of the model's width
-BUFFERS = 100 << 20  # bytes: evaluation, stored states being computed, the libraries' own
-KERNEL = 1_400_000  # bytes of a compiled kernel
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,9 @@ class Report:
 def check(recipe: Recipe, reporter: Reporter) -> Report:
     """Reads the data, loads the model, attaches the method; trains nothing. Raises Refusal where `run` would."""
     data = read_data(recipe)
+    resident = machine.resident_memory()
     parts = [part for part in (data.train, data.eval, data.test) if part]
+    needed = foresee.memory(rehearse(recipe, data), resident)
     job = assemble(
         replace(recipe, dtype="fp32" if recipe.dtype == "auto" else recipe.dtype, kernel="matmul"), data, Shared().dressed(recipe, data), Reporter(quiet=True)
     )
@@ -50,7 +47,7 @@ def check(recipe: Recipe, reporter: Reporter) -> Report:
         "total_parameters": sum(p.numel() for p in job.net.parameters()),
         "frozen_blocks": f"{job.delta.lowest} of {job.net.anatomy.depth}",
         "packed": job.net.packs,
-        "predicted_peak_memory_bytes": predicted_memory(job),
+        "predicted_peak_memory_bytes": needed,
         "notes": job.notes,
     }
     return Report(facts, warnings(facts, recipe))
@@ -88,33 +85,6 @@ def overlap(data: Dataset) -> dict[str, int]:
         if part:
             found[f"{part.name}_in_train"] = sum(row_hash(e) in seen for e in part.examples)
     return found
-
-
-def predicted_memory(job: Job) -> int:
-    """Bytes. What is resident now, gradients and AdamW's two moments of what trains, stored states, the activations of the largest step, and the
-    libraries' own buffers and kernels. Within 11 % of the eight runs of the demo (docs/LOG.md).
-    """
-    net, delta, source = job.net, job.delta, job.run.stream[0].train
-    trains = sum(p.numel() for p in delta.parameters().values())
-    blocks = 1 if job.recipe.recompute else net.anatomy.depth - delta.lowest
-    value = 2 if job.choice.dtype == "bf16" else 4
-    stored = sum(stored_values(part, source) for part in (job.data.train, job.data.eval) if part) * net.anatomy.width * value
-    buffers = BUFFERS + int(machine.kernels_kept()) * KERNEL
-    return round(machine.resident_memory() + 12 * trains + stored + heaviest(job) * blocks * net.anatomy.width * VALUES * value + buffers)
-
-
-def heaviest(job: Job) -> float:
-    """Tokens of the largest batch to expect: the mean and two deviations, a prompt's rows included."""
-    lengths, size = lengths_of(job.data.train), job.recipe.update.batch
-    own = min(size * fmean(lengths) + 2 * pstdev(lengths) * size**0.5, sum(sorted(lengths)[-size:]))
-    return min(job.recipe.update.micro, own + size * (job.method.positions if job.net.prompt is not None else 0))
-
-
-def stored_values(part: Part, source: object) -> int:
-    """States of the model's width that the frozen trunk leaves in memory for a part."""
-    if not isinstance(source, Features):
-        return 0
-    return len(part.examples) if source.pooled else sum(lengths_of(part))
 
 
 def lengths_of(part: Part) -> tuple[int, ...]:

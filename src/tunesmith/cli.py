@@ -13,12 +13,13 @@ from typing import Annotated, Any
 import typer
 
 from .errors import BUG, INTERRUPTED, Refusal
+from .printed import check_text, print_comparison, run_text, value
 
 app = typer.Typer(
     name="tunesmith", no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Every way to fine-tune a Transformer, in one place, measured side by side on your own data.",
 )  # fmt: skip
-SPEAKS = os.environ.get("RANK", "0") == "0"  # of several processes on one run, the first
+SPEAKS = os.environ.get("RANK", "0") == "0"  # of several processes on one run, the first: parallel.first, without torch
 LOOSE = {"allow_extra_args": True, "ignore_unknown_options": True}
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe. Then any number of key=value, or --key value, to override it.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; progress on standard error.")]
@@ -108,23 +109,6 @@ def check(context: typer.Context, recipe: RecipeFile, json: Json = False) -> Non
     tell(json, {**report.facts, "warnings": report.warnings}, lambda: print(check_text(report.facts, report.warnings, recipe)))
 
 
-def check_text(facts: dict[str, Any], warnings: list[str], recipe: Path) -> str:
-    lines = [f"{facts['format']}; rows: " + ", ".join(f"{k} {v:,}" for k, v in facts["rows"].items())]
-    lines += [f"  {row}" for row in facts["first_rows"]]
-    for part, counts in facts["labels"].items():
-        lines.append(f"labels in {part}: " + ", ".join(f"{k} {v}" for k, v in list(counts.items())[:16]) + (" ..." if len(counts) > 16 else ""))
-    for part, t in facts["tokens"].items():
-        lines.append(
-            f"tokens in {part}: {t['per_epoch']:,} an epoch; rows: median {t['median']}, 95 % under {t['p95']}, longest {t['longest']}, limit {t['max_length']}"
-        )
-    lines.append(
-        f"trains {facts['trainable_parameters']:,} of {facts['total_parameters']:,} parameters at rate {facts['learning_rate']:g} for {facts['steps']:,} steps; resting blocks: {facts['frozen_blocks']}"
-    )
-    lines.append(f"predicted peak memory: {facts['predicted_peak_memory_bytes'] / 1e9:.2f} GB")
-    lines += [f"note: {n}" for n in facts["notes"]] + [f"warning: {w}" for w in warnings] + [f"\nnext: tunesmith run {recipe}"]
-    return "\n".join(lines)
-
-
 @app.command(context_settings=LOOSE, help="Train by a recipe. The same command continues an interrupted run.")
 def run(
     context: typer.Context,
@@ -140,19 +124,6 @@ def run(
     tell(json, {"folder": str(result.folder), **result.record}, lambda: print(run_text(result)))
 
 
-def run_text(result: Any) -> str:
-    r = result.record
-    lines = [f"{k}: {value(r['before'].get(k))} -> {value(v)}" for k, v in r["after"].items()]
-    lines.append(
-        f"{r['trainable_parameters']:,} parameters, {r['artifact_bytes'] / 1e6:.2f} MB, {r['train_seconds']:.1f} s, peak {r['peak_memory_bytes'] / 1e9:.2f} GB; {r['stopped']}"
-    )
-    return "\n".join([*lines, f"{result.folder}/artifact", f'\nnext: tunesmith predict {result.folder} "..."'])
-
-
-def value(number: float | None) -> str:
-    return "undefined" if number is None else f"{number:.4g}"
-
-
 @app.command(context_settings=LOOSE, help="Train one recipe by several methods, with baselines; print and write the measured table. Continues where it was.")
 def compare(
     context: typer.Context,
@@ -166,8 +137,8 @@ def compare(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier comparison in this folder has trained.")] = False,
     json: Json = False,
 ) -> None:
-    from .compare.arms import EIGHT, budget_of
-    from .compare.compare import compare as measure
+    from .comparison.arms import EIGHT, budget_of
+    from .comparison.compare import compare as measure
     from .progress import Reporter
     from .recipe import read_recipe
 
@@ -179,15 +150,47 @@ def compare(
     tell(json, made.record, lambda: print_comparison(made))
 
 
-def print_comparison(made: Any) -> None:
-    from rich.console import Console
+@app.command(context_settings=LOOSE, help="Which rows of the guide fit a recipe or a data file, in order and why, before anything is trained.")
+def recommend(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(help="A recipe, or a data file. Then any number of key=value to override.")],
+    model: Annotated[str | None, typer.Option(help="For a data file: hub id, folder or minilm.")] = None,
+    task: Annotated[str | None, typer.Option(help="For a data file: classify, tag, score or generate; by default what the columns say.")] = None,
+    memory: Annotated[str | None, typer.Option(help="That a run may take, such as 8G; by default what is free.")] = None,
+    tasks: Annotated[int, typer.Option(min=1, help="How many tasks are to be served from one base.")] = 1,
+    keep: Annotated[bool, typer.Option("--keep", help="What the base knows must not be lost.")] = False,
+    over_time: Annotated[bool, typer.Option("--over-time", help="Tasks or data arrive one after another.")] = False,
+    teacher: Annotated[str | None, typer.Option(help="A larger model at hand.")] = None,
+    reward: Annotated[bool, typer.Option("--reward", help="How good an answer is can be computed.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Time three steps of each method instead of estimating; loads the model.")] = False,
+    json: Json = False,
+) -> None:
+    from .advice.case import Wishes, bytes_of
+    from .advice.recommend import recommend as advise
+    from .advice.shown import show
 
-    from .compare.table import shown
+    wishes = Wishes(bytes_of(memory) if memory else None, tasks, keep, over_time, teacher, reward)
+    advice = advise(target, overrides(context), model=model, task=task, wishes=wishes, probe=probe)
+    tell(json, advice.record, lambda: show(advice))
 
-    Console(width=max(150, Console().width)).print(shown(made.table))
-    print(
-        "\n".join(["", *made.record["notes"], f"{made.record['rows_judged']} rows judged; {made.record['seconds'] / 60:.1f} minutes", f"report: {made.report}"])
-    )
+
+@app.command(help="What one row of the guide does to a model: drawn, counted, measured, sourced. Loads no weights.")
+def explain(
+    name: Annotated[str, typer.Argument(help="A method, an objective or a stream.")],
+    model: Annotated[str, typer.Option(help="Hub id, folder or minilm.")] = "minilm",
+    option: Annotated[list[str] | None, typer.Option(help="Of the method: rank=32. Repeatable.")] = None,
+    task: Annotated[str | None, typer.Option(help="classify or generate; by default what the model is for.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the drawing to this file.")] = None,
+    json: Json = False,
+) -> None:
+    from .explanation.explain import explain as look
+
+    found = look(name, model, option or [], task)
+    if svg:
+        if not found.svg:
+            raise Refusal(f"{name} leaves open what moves: there is nothing to draw", where="--svg", fix="a method, such as lora")
+        svg.write_text(found.svg, encoding="utf-8")
+    tell(json, found.record, lambda: print("\n".join(found.lines())))
 
 
 @app.command(help="Write report.html for finished runs and comparisons, joined into one, whenever they were made.")
@@ -197,7 +200,7 @@ def report(
     lang: Lang = "en",
     json: Json = False,
 ) -> None:
-    from .compare.join import join
+    from .comparison.join import join
 
     made = join(folders, out, lang)
     tell(json, made.record, lambda: print_comparison(made))

@@ -89,10 +89,14 @@ def whole(line: str) -> bool:
 
 @dataclass
 class Clock(Listener):
-    """Training seconds (interruptions not counted), tokens and rows; halts when `minutes` are over."""
+    """Training seconds (interruptions not counted), tokens and rows; halts when `minutes` are over.
+
+    filling   seconds that the frozen trunk's states took, before the first step; not in `seconds`, because arms may share them
+    """
 
     minutes: float = 0.0
     seconds: float = 0.0
+    filling: float = 0.0
     tokens: int = 0
     rows: int = 0
     last: float = field(default_factory=time.perf_counter)
@@ -108,6 +112,11 @@ class Clock(Listener):
     def tick(self) -> None:
         now = time.perf_counter()
         self.seconds, self.last = self.seconds + now - self.last, now
+
+    def fill(self) -> None:
+        """What passed since the last step went into stored states."""
+        self.filling += time.perf_counter() - self.last
+        self.skip()
 
     def skip(self) -> None:
         """What passed since the last step is not training."""

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import machine
-from .compare.arms import EIGHT
-from .compare.compare import Comparison, compare
+from .comparison.arms import EIGHT
+from .comparison.compare import Comparison, compare
 from .engine import fit
 from .job import assemble
 from .progress import Reporter

@@ -46,9 +46,9 @@ def sniff(path: str, task: str | None = None, columns: dict[str, str] | None = N
 
 
 def fits(task: str, found: Format) -> bool:
-    """Columns without names say little; numbers of few values are classes rather than scores; classes repeat."""
+    """Plain text is in every file, and columns without names say little; numbers of few values are classes rather than scores; classes repeat."""
     if task == "generate":
-        return not any(name.startswith("column") for name in found.columns.values())
+        return found.name != "plain text" and not any(name.startswith("column") for name in found.columns.values())
     if task == "classify":
         return len({e.labels for e in found.examples()}) <= max(2, len(found) // 2)  # type: ignore[union-attr]
     if task == "score":

@@ -166,8 +166,9 @@ def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener
             reporter.say(f"continuing after step {run_.done} of {run_.total}")
         elif watch:
             watch.ask(run_)
-        warm(job)
         clock.skip()
+        warm(job)
+        clock.fill()
         guarded(job, saving)
     return watch, clock
 
@@ -283,6 +284,7 @@ def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Cl
         "total_parameters": sum(p.numel() for p in job.net.parameters()),
         "peak_memory_bytes": machine.peak_memory(),
         "train_seconds": round(clock.seconds, 3),
+        "fill_seconds": round(clock.filling, 3),
         "real_tokens_per_second": round(clock.tokens / clock.seconds, 1) if clock.seconds else None,
         "steps": job.run.done,
         "stopped": job.run.halt or "the budget is used up",

@@ -72,7 +72,7 @@ class Batch:
     def labelled(self) -> Tensor:
         """(M,): the labelled positions as indices into the N tokens."""
         at = self.ragged("at")
-        return at.values + self.ragged("ids").starts().repeat_interleave(torch.tensor(at.lengths, device=at.values.device))
+        return at.values + self.ragged("ids").starts().repeat_interleave(torch.tensor(at.lengths, device=at.values.device), output_size=len(at.values))
 
     def take(self, start: int, stop: int) -> Batch:
         """Rows start:stop."""

@@ -61,8 +61,8 @@ class Prefix(Method):
         if self.start == "random" or a.kind == "seq2seq":
             return 0.02 * torch.randn(2 * len(a.attentions), self.length, a.kv_heads, a.head_dim, device=device)  # type: ignore[arg-type]
         vocabulary: int = len(net.get_submodule(a.embedding).weight)  # type: ignore[arg-type]
-        ids = list(islice(cycle(net.token_ids(self.text)), self.length)) if self.text else torch.randint(vocabulary, (self.length,)).tolist()
-        return net.keys_values(torch.tensor(ids, device=device)).float()  # type: ignore[arg-type]
+        ids = torch.tensor(list(islice(cycle(net.token_ids(self.text)), self.length))) if self.text else torch.randint(vocabulary, (self.length,))
+        return net.keys_values(ids.to(device)).float()  # type: ignore[arg-type]
 
     def trains(self, name: str, net: Network) -> bool:
         return name.startswith("prefix.")
@@ -77,7 +77,7 @@ class PrefixRows(Slot):
         self.seed = self.detour = None
         if method.reparametrise != "none":
             self.seed = nn.Parameter(torch.randn(rows.shape[1], width, device=rows.device))
-            self.detour = Reparametrised(width, rows[:, 0].numel(), method.reparametrise, method.hidden).to(rows.device)
+            self.detour = Reparametrised(width, rows[:, 0].numel(), method.reparametrise, method.hidden, rows.device)
 
     def forward(self) -> Tensor:
         if self.detour is None:

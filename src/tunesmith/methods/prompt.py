@@ -57,14 +57,15 @@ class Prompt(Method):
     @torch.no_grad()
     def rows(self, net: Network, table: nn.Embedding) -> Tensor:
         """(length, D), fp32, as the embedding module itself would give them (Gemma scales; ELECTRA's are narrower than its states)."""
-        rows = table(torch.tensor(self.token_ids(net, table), device=table.weight.device)).float()
+        rows = table(self.token_ids(net, table).to(table.weight.device)).float()
         return torch.randn_like(rows) * rows.std() if self.start == "random" else rows
 
-    def token_ids(self, net: Network, table: nn.Embedding) -> list[int]:
+    def token_ids(self, net: Network, table: nn.Embedding) -> Tensor:
+        """(length,)."""
         if self.start in ("vocabulary", "random"):
-            return torch.randint(len(table.weight), (self.length,)).tolist()
+            return torch.randint(len(table.weight), (self.length,))
         words = [net.token_ids(word) for word in (net.labels if self.start == "labels" else (self.text,))]
-        return list(islice(cycle([i for ids in words for i in ids]), self.length))
+        return torch.tensor(list(islice(cycle([i for ids in words for i in ids]), self.length)))
 
     def trains(self, name: str, net: Network) -> bool:
         return name.startswith("prompt.")
@@ -77,7 +78,7 @@ class PromptRows(Slot):
         super().__init__()
         self.rows = nn.Parameter(rows.clone())
         width = rows.shape[1]
-        self.detour = None if method.reparametrise == "none" else Reparametrised(width, width, method.reparametrise, method.hidden).to(rows.device)
+        self.detour = None if method.reparametrise == "none" else Reparametrised(width, width, method.reparametrise, method.hidden, rows.device)
 
     def forward(self) -> Tensor:
         return self.rows if self.detour is None else self.rows + self.detour(self.rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 Detour = Literal["none", "mlp", "lstm"]
@@ -17,10 +18,10 @@ class Reparametrised(nn.Module):
     Both papers replace the rows by f's output; the residual keeps a start from text (Razdaibiedina et al. 2023).
     """
 
-    def __init__(self, width: int, out: int, kind: Detour, hidden: int):
+    def __init__(self, width: int, out: int, kind: Detour, hidden: int, device: torch.device):
         super().__init__()
-        self.lstm = nn.LSTM(width, hidden, num_layers=2, bidirectional=True, batch_first=True) if kind == "lstm" else None
-        self.mlp = nn.Sequential(nn.Linear(2 * hidden if self.lstm else width, hidden), nn.Tanh(), nn.Linear(hidden, out))
+        self.lstm = nn.LSTM(width, hidden, num_layers=2, bidirectional=True, batch_first=True, device=device) if kind == "lstm" else None
+        self.mlp = nn.Sequential(nn.Linear(2 * hidden if self.lstm else width, hidden, device=device), nn.Tanh(), nn.Linear(hidden, out, device=device))
         nn.init.zeros_(self.mlp[2].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.mlp[2].bias)  # type: ignore[arg-type]
 

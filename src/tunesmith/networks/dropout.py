@@ -28,8 +28,8 @@ class WordDropout(torch.autograd.Function):
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Dropout in training; on an accelerator torch's own."""
-    return WordDropout.apply(x, p) if x.device.type == "cpu" else nn.functional.dropout(x, p)  # type: ignore[return-value]
+    """Dropout in training; on an accelerator, and for tensors without values (a rehearsal), torch's own."""
+    return WordDropout.apply(x, p) if x.device.type == "cpu" and type(x) is Tensor else nn.functional.dropout(x, p)  # type: ignore[return-value]
 
 
 def quicken(model: nn.Module) -> None:

@@ -14,9 +14,10 @@ Pool = Literal["mean", "cls", "last"]
 
 def mean(states: Ragged) -> Tensor:
     """(B, D): the mean over all tokens of a row, special ones included, in fp32 (as sentence-transformers pools)."""
-    rows = torch.repeat_interleave(torch.arange(len(states.lengths), device=states.values.device), torch.tensor(states.lengths, device=states.values.device))
-    lengths = torch.tensor(states.lengths, device=states.values.device)[:, None]
-    return states.values.new_zeros(len(states.lengths), states.values.shape[-1], dtype=torch.float32).index_add(0, rows, states.values.float()) / lengths
+    values = states.values
+    lengths = torch.tensor(states.lengths, device=values.device)
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths, output_size=len(values))
+    return values.new_zeros(len(lengths), values.shape[-1], dtype=torch.float32).index_add(0, rows, values.float()) / lengths[:, None]
 
 
 def cls(states: Ragged) -> Tensor:

@@ -25,6 +25,7 @@ from .transformer import Transformer
 
 MINILM = ("sentence-transformers/all-MiniLM-L6-v2", "1110a243fdf4706b3f48f1d95db1a4f5529b4d41")
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+UNABLE = (ValueError, TypeError, RuntimeError, IndexError, AttributeError)  # how a class says that it cannot run so
 PACK_TOLERANCE = 1e-3  # of the largest state; a class that ignores the layout is off by its whole size
 
 
@@ -171,6 +172,19 @@ def causal(config: hf.PretrainedConfig) -> bool:
 
 def look_over(model: Any, generates: bool, pool: Pool | None = None, tokenizer: Any = None) -> Transformer:
     """Find the parts, give every attention its seat, and check on two short rows whether the class runs packed."""
+    net = laid_out(model, generates, pool, tokenizer)
+    kind = net.anatomy.kind
+    net.packs = net.packs and runs_packed(net)
+    if kind != "seq2seq":
+        net.arity = block_arity(net)
+        net.skips = skips_blocks(net)
+    if generates and kind != "seq2seq":
+        check_vocabulary(net)
+    return net.eval()
+
+
+def laid_out(model: Any, generates: bool, pool: Pool | None = None, tokenizer: Any = None) -> Transformer:
+    """What can be said of a model without its values: where its parts are, and whether its attention takes a seat; such a class should pack."""
     config = model.config
     kind = "seq2seq" if generates and config.is_encoder_decoder else "encoder" if config.is_encoder_decoder else kind_of(config)
     at = "model" if not generates or kind == "seq2seq" else f"model.{model.base_model_prefix}"
@@ -183,13 +197,8 @@ def look_over(model: Any, generates: bool, pool: Pool | None = None, tokenizer: 
     net.takes_prefix = seat(net)
     if not net.takes_prefix and config._attn_implementation == NAME:
         config._attn_implementation = "eager"  # else it builds masks for a function that it never calls
-    net.packs = net.takes_prefix and kind != "seq2seq" and runs_packed(net)
-    if kind != "seq2seq":
-        net.arity = block_arity(net)
-        net.skips = skips_blocks(net)
-    if generates and kind != "seq2seq":
-        check_vocabulary(net)
-    return net.eval()
+    net.packs = net.takes_prefix and kind != "seq2seq"
+    return net
 
 
 @torch.no_grad()
@@ -242,7 +251,7 @@ def runs_packed(net: Transformer) -> bool:
     try:
         together = net.states(batch).rows()
         alone = [net.padded(Batch({"ids": Ragged(row, (len(row),))})) for row in batch.ragged("ids").rows()]  # in the class's own positions
-    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
+    except UNABLE:
         return False
     scale = max(float(row.abs().max()) for row in alone)
     exact = together[0].dtype is torch.float32 and all(p.is_floating_point() for p in net.model.parameters())
@@ -272,7 +281,7 @@ def skips_blocks(net: Transformer) -> bool:
     other = Batch({"ids": Ragged(batch["ids"].flip(0), (3, 4)), "trunk": stored, "floor": torch.ones(2, dtype=torch.long)})
     try:
         return torch.equal(net.states(other).values, net.states(batch).values)
-    except (ValueError, TypeError, RuntimeError, AttributeError):
+    except UNABLE:
         return False
 
 
@@ -280,5 +289,6 @@ def add_head(net: Transformer, task: str, spec: HeadSpec, seed: int) -> None:
     """A fresh head, drawn from the seed alone."""
     state: Tensor = torch.get_rng_state()
     torch.manual_seed(seed)
-    net.heads[task] = Head(net.anatomy.width, spec.classes, kind=spec.kind, hidden=spec.hidden, dropout=spec.dropout).to(net.device).train(net.training)
+    head = Head(net.anatomy.width, spec.classes, kind=spec.kind, hidden=spec.hidden, dropout=spec.dropout).train(net.training)
+    net.heads[task] = head if net.device.type == "cpu" else head.to(net.device)  # a blank head cannot be moved, not even to where it is
     torch.set_rng_state(state)

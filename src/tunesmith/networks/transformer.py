@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -258,5 +259,5 @@ def with_prompt(lengths: tuple[int, ...], prompt: int, device: torch.device) -> 
 @lru_cache(maxsize=64)
 def own_tokens(lengths: tuple[int, ...], prompt: int, device: torch.device) -> Tensor:
     """Where, among rows with a prompt before each, the rows' own tokens are."""
-    starts = torch.tensor((0, *lengths[:-1])).cumsum(0) + prompt * torch.arange(1, len(lengths) + 1)
-    return torch.cat([torch.arange(n) + s for n, s in zip(lengths, starts.tolist(), strict=True)]).to(device)
+    ends = accumulate(n + prompt for n in lengths)
+    return torch.cat([torch.arange(end - n, end) for n, end in zip(lengths, ends, strict=True)]).to(device)

@@ -32,7 +32,7 @@ def page(record: Mapping[str, Any], results: Sequence[Result], language: str) ->
     lines = {row["label"]: lines[row["label"]] for row in rows}
     what, by_class = detail.classes(lines)
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        (resources.files("tunesmith.compare") / "report.html.j2").read_text(encoding="utf-8")
+        (resources.files("tunesmith.comparison") / "report.html.j2").read_text(encoding="utf-8")
     )
     forgot = any(row["general_after"] is not None for row in rows)
     kind = next((arm["general"]["kind"] for arm in record["arms"] if arm.get("general")), "")

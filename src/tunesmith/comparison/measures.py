@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ TEMPERATURE = 0.05  # of the contrast between halves, as sentence encoders are t
 
 @dataclass
 class Measures:
-    """Asked by `train.run` when an arm is trained. What does not differ between arms, or between the seeds of one, is measured once."""
+    """Asked by `train.run` when an arm is trained. What does not differ between arms is measured once: the base's loss on the general text, and
+    how long a prediction takes of arms that differ in their training alone.
+    """
 
     general: Sequence[str]
     base: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -34,7 +36,7 @@ class Measures:
         was = job.net.training
         job.net.eval()
         shape = str((job.recipe.model, job.recipe.head.pool, job.choice.dtype, job.choice.kernel))
-        arm = str(replace(job.recipe, seed=0, out=""))
+        arm = shape + str((job.method, job.recipe.head))
         if shape not in self.base:
             with job.delta.absent():
                 self.base[shape] = self.asked(job)

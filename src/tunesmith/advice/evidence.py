@@ -1,0 +1,132 @@
+"""What was measured before: methods compared on real data sets at several sizes, and what that lets one expect of a new case.
+
+The rows stand in data/evidence.jsonl, one an arm; benchmarks/evidence.py made them. A case is near another if its task is the same and its
+numbers of rows, of rows a label, of labels and of tokens a row are of like size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from .shape import Shape
+
+REACH = 1.0  # at this distance a case counts e^-1/2 as much as one that is the same
+PRIOR = 0.5  # cases' worth of "all methods are equal": what few or far cases are drawn towards
+SCALES = {"rows": 1.5, "each": 1.5, "labels": 1.5, "tokens": 1.0}  # natural logarithms that count as one step away
+LIKE = {"classify": "classify", "tag": "tag", "score": "classify", "generate": "generate"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One comparison: what its data looked like, what each arm reached on rows it never saw (mean over seeds), and what it forgot, in nats."""
+
+    name: str
+    task: str
+    shape: Shape
+    values: Mapping[str, float]
+    metric: str
+    forgot: Mapping[str, float] = field(default_factory=dict)
+
+    def gap(self, method: str) -> float:
+        """How far below the best of the eight, as a share of what that one is above the majority class."""
+        trained = [v for k, v in self.values.items() if k not in BASELINES]
+        room = max(trained) - min(self.values.get("majority", min(trained)), max(trained) - 1e-6)
+        return min(1.0, (max(trained) - self.values[method]) / room)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """`gap` as in Cell.gap, its standard error, and how many cases' worth of evidence it rests on."""
+
+    gap: float
+    error: float
+    weight: float
+
+
+BASELINES = ("majority", "nearest centroid", "linear probe", "untuned", "untuned, 4 examples")
+
+
+@lru_cache
+def rows_of() -> list[dict[str, Any]]:
+    text = (resources.files("tunesmith.data") / "evidence.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["set"], row["size"]].append(row)
+    found = []
+    for (name, size), group in groups.items():
+        first = group[0]
+        values = {arm: statistics.fmean(r["value"] for r in group if r["arm"] == arm) for arm in dict.fromkeys(r["arm"] for r in group)}
+        forgot = {r["arm"]: r["forgot"] for r in group if r.get("forgot") is not None}
+        shape = Shape(*(first[k] for k in ("rows", "labels", "rarest", "tokens", "longest")))
+        size = size.replace("-", " ") if "per" in size else f"{shape.rows:,} rows"
+        found.append(Cell(f"{name}, {size}", first["task"], shape, values, first["metric"], forgot))
+    return found
+
+
+def features(shape: Shape) -> dict[str, float]:
+    labels = max(1, shape.labels)
+    return {"rows": math.log(shape.rows), "each": math.log(shape.rows / labels), "labels": math.log(labels), "tokens": math.log(shape.tokens)}
+
+
+def distance(a: Shape, b: Shape) -> float:
+    here, there = features(a), features(b)
+    return math.sqrt(sum(((here[k] - there[k]) / scale) ** 2 for k, scale in SCALES.items()))
+
+
+def nearest(task: str, shape: Shape, cells: Sequence[Cell]) -> list[tuple[float, Cell]]:
+    """All cases of the task, the nearest first."""
+    return sorted(((distance(shape, cell.shape), cell) for cell in cells if cell.task == LIKE[task]), key=lambda pair: pair[0])
+
+
+def expected(task: str, shape: Shape, methods: Sequence[str], cells: Sequence[Cell]) -> dict[str, Expectation]:
+    """Of each method: the mean of the gaps in like cases, weighted by how like they are, and drawn towards the mean of all methods where they are few.
+
+    Empty where nothing of the task was measured.
+    """
+    near = [(math.exp(-0.5 * (d / REACH) ** 2), cell) for d, cell in nearest(task, shape, cells)]
+    weight = sum(w for w, _ in near)
+    if not near:
+        return {}
+    overall = statistics.fmean(cell.gap(m) for _, cell in near for m in methods)
+    found = {}
+    for method in methods:
+        gaps = [(w, cell.gap(method)) for w, cell in near]
+        mean = (sum(w * g for w, g in gaps) + PRIOR * overall) / (weight + PRIOR)
+        scatter = (sum(w * (g - mean) ** 2 for w, g in gaps) + PRIOR * overall**2) / (weight + PRIOR)
+        found[method] = Expectation(mean, math.sqrt(scatter / (weight + PRIOR)), weight)
+    return found
+
+
+def forgetting(task: str, shape: Shape, methods: Sequence[str], cells: Sequence[Cell]) -> dict[str, float]:
+    """Of each method: by how much it raised the loss on a general text in the five nearest cases, in nats."""
+    near = [cell for _, cell in nearest(task, shape, cells)[:5]]
+    return {m: statistics.fmean(c.forgot[m] for c in near if m in c.forgot) for m in methods if any(m in c.forgot for c in near)}
+
+
+def regret(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Leaving one data set out at a time: how far what would have been chosen lies below the best measured, in the metric's own points; and two controls."""
+    cells = cells_of(rows)
+    methods = [m for m in cells[0].values if m not in BASELINES]
+    lost: dict[str, list[float]] = defaultdict(list)
+    for cell in cells:
+        others = [c for c in cells if c.name.partition(",")[0] != cell.name.partition(",")[0]]
+        found = expected(cell.task, cell.shape, methods, others)
+        if not found:
+            continue
+        chosen = min(found, key=lambda m: found[m].gap)
+        best = max(cell.values[m] for m in methods)
+        for name, method in (("recommend", chosen), *((f"always {m}", m) for m in methods)):
+            lost[name].append(best - cell.values[method])
+    return {name: round(statistics.fmean(values), 4) for name, values in lost.items()} | {"cells": len(lost["recommend"])}

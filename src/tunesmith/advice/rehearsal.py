@@ -1,0 +1,213 @@
+"""One step of a run on tensors without storage: what trains, what it holds in memory at most, and how much it computes. Nothing is loaded."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from ..core import Batch, Delta, Ragged
+from ..dataset import Dataset, Part
+from ..job import fits, lengths, sizes
+from ..networks.blank import blank_network
+from ..networks.load import add_head
+from ..networks.precision import DTYPES, choose
+from ..networks.transformer import Transformer
+from ..recipe import Recipe, objective
+from ..shared import device_of, head_spec
+from ..sources.table import Table
+from ..updates.descend import pieces
+
+MOMENTS = 8  # bytes a trained parameter: AdamW's two
+QUANTISED = {4: 0.5 + 0.032, 8: 1.0 + 0.004}  # bytes a weight, its scales included
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one forward pass, or one forward and backward pass. Bytes are beside the weights, at the fullest moment."""
+
+    tokens: int
+    bytes: int
+    flops: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one run will be.
+
+    weights   bytes that rest in memory, in the dtype in which they are kept while training
+    step      the heaviest step among those to come, a piece of it where `update.micro` cuts it
+    fill      the pass that stores the frozen trunk's states, once, or None where nothing is stored; `stored` bytes for all rows
+    steps     the rows of each step to come; of a run that a clock ends, of an epoch
+    rows      real tokens of each row
+    """
+
+    trainable: int
+    total: int
+    weights: int
+    step: Work
+    fill: Work | None
+    stored: int
+    steps: list[list[int]]
+    rows: Sequence[int]
+    kind: str
+    depth: int
+    width: int
+    floor: int
+    dtype: str
+
+    @property
+    def tokens(self) -> list[int]:
+        """Real tokens of each step."""
+        return [sum(self.rows[i] for i in step) for step in self.steps]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of tensors at the fullest moment of the run."""
+        return self.weights + self.stored + max(self.step.bytes + MOMENTS * self.trainable, self.fill.bytes if self.fill else 0)
+
+
+def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
+    """Raises Refusal where the method does not fit the model, or the rows its positions."""
+    method, table = recipe.built_method(), Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed)
+    steps = steps_of(recipe, table)
+    heavy = next(pieces(table.batch(max(steps, key=lambda rows: sum(table.lengths[i] for i in rows))), recipe.update.micro))
+    *_, longest = table.once()
+    torch.manual_seed(recipe.seed)
+    with blank_network(data.source, generates=recipe.task == "generate", dropout=recipe.dropout, tokenizer=data.reader.tokenizer) as net:
+        net.pool, net.labels = recipe.head.pool or net.pool, data.task.labels
+        published = sum(p.numel() for p in net.parameters())
+        if data.task.outputs:
+            add_head(net, data.task.name, head_spec(recipe, data), recipe.seed)
+        delta = method.attach(net, keep=False)
+        net.recompute(recipe.recompute)
+        with unset_fake_temporarily():  # these look at values, and at the clock
+            fits(data, net, method.positions)
+            choice = choose(sizes(net, table), device_of(recipe), recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel)
+        net.compute, net.room.kernel = DTYPES[choice.dtype], "matmul" if choice.kernel == "varlen" else choice.kernel
+        delta.cast(net.compute)
+        floor = cached_above(net, delta)
+        pooled = floor == net.anatomy.depth and data.task.kind in ("single", "multi", "score")
+        batch = started(heavy, net, floor, pooled)
+        learn = objective(data.task.kind, recipe.objective)
+        return Rehearsal(
+            trainable=sum(p.numel() for p in delta.parameters().values()),
+            total=sum(p.numel() for p in net.parameters()),
+            weights=weights_of(net, recipe.model.bits, published),
+            step=worked(net, batch, lambda: torch.stack(list(learn(net, batch).values())).sum().backward(), net.train),
+            fill=filled(net, longest, floor, pooled) if floor else None,
+            stored=sum(stored_values(part, pooled) for part in (data.train, data.eval, data.test) if part) * net.anatomy.width * width_of(net) if floor else 0,
+            steps=steps,
+            rows=table.lengths,
+            kind=net.anatomy.kind,
+            depth=net.anatomy.depth,
+            width=net.anatomy.width,
+            floor=floor,
+            dtype=choice.dtype,
+        )
+
+
+def cached_above(net: Transformer, delta: Delta) -> int:
+    """The floor above which the run starts from stored states; 0 where it does not."""
+    floor = delta.lowest
+    return floor if net.anatomy.kind != "seq2seq" and (net.skips or floor == net.anatomy.depth) else 0
+
+
+def steps_of(recipe: Recipe, table: Table) -> list[list[int]]:
+    """The rows of each step to come; of a run without end, an epoch's."""
+    total, period = lengths(recipe, table)
+    total = period if recipe.budget.minutes else total
+    epochs = -(-total // period)
+    return [rows.tolist() for epoch in range(epochs) for rows in table.order(epoch).split(table.size)][:total]
+
+
+def started(batch: Batch, net: Transformer, floor: int, pooled: bool) -> Batch:
+    """As a source above a stored trunk hands it out."""
+    if not floor:
+        return batch
+    if pooled:
+        return batch.plus(pooled=torch.empty(len(batch), net.anatomy.width))
+    states = Ragged(torch.empty(len(batch["ids"]), net.anatomy.width, dtype=net.compute), batch.ragged("ids").lengths)
+    return batch.plus(trunk=states, floor=torch.tensor([floor]))  # one number, which alone keeps its value here
+
+
+def filled(net: Transformer, batch: Batch, floor: int, pooled: bool) -> Work:
+    """Of the pass that stores states."""
+    with torch.no_grad():
+        return worked(net, batch, lambda: net.pooled(batch) if pooled else net.trunk_states(batch, floor), net.eval)
+
+
+def stored_values(part: Part, pooled: bool) -> int:
+    """States of the model's width that are kept of a part."""
+    return len(part.examples) if pooled else sum(part.encoded.lengths)
+
+
+def width_of(net: Transformer) -> int:
+    return 2 if net.compute is torch.bfloat16 else 4
+
+
+def weights_of(net: Transformer, bits: int | None, published: int) -> int:
+    """Bytes of all parameters and buffers; a quantised base keeps its projections in `bits`."""
+    held = sum(t.untyped_storage().nbytes() for t in unique([*net.parameters(), *net.buffers()]))
+    if bits is None:
+        return held
+    projected = sum(net.get_submodule(path).weight.numel() for path in net.anatomy.linears)  # type: ignore[union-attr]
+    each = next(net.model.parameters()).element_size()
+    return round(held - projected * each + projected * QUANTISED[bits])
+
+
+def unique(tensors: list[Tensor]) -> list[Tensor]:
+    return list({id(t): t for t in tensors}.values())
+
+
+def worked(net: Transformer, batch: Batch, act: Any, mode: Any) -> Work:
+    mode()
+    live = Live()
+    with live:
+        live.hold([*net.parameters(), *net.buffers()])
+        before = live.now
+        act()
+    net.zero_grad()
+    return Work(len(batch["ids"]), live.peak - before, live.flops, live.calls)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive, floating-point operations, and calls of the library.
+
+    torch's own FlopCounterMode keeps what recomputation is to forget, so only its formulas are used.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.calls = 0
+        self.flops = 0.0
+        self.known: dict[int, int] = {}
+
+    def hold(self, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self.known:
+                self.known[key] = storage.nbytes()
+                self.now += self.known[key]
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.drop, key)
+
+    def drop(self, key: int) -> None:
+        self.now -= self.known.pop(key, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.calls += 1
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        self.hold([t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)])
+        return out

@@ -1,0 +1,51 @@
+"""What the verbs say to people, where it is more than a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .comparison.compare import Comparison
+    from .train import Result
+
+
+def check_text(facts: dict[str, Any], warnings: list[str], recipe: Path) -> str:
+    lines = [f"{facts['format']}; rows: " + ", ".join(f"{k} {v:,}" for k, v in facts["rows"].items())]
+    lines += [f"  {row}" for row in facts["first_rows"]]
+    for part, counts in facts["labels"].items():
+        lines.append(f"labels in {part}: " + ", ".join(f"{k} {v}" for k, v in list(counts.items())[:16]) + (" ..." if len(counts) > 16 else ""))
+    for part, t in facts["tokens"].items():
+        lines.append(
+            f"tokens in {part}: {t['per_epoch']:,} an epoch; rows: median {t['median']}, 95 % under {t['p95']}, longest {t['longest']}, limit {t['max_length']}"
+        )
+    lines.append(
+        f"trains {facts['trainable_parameters']:,} of {facts['total_parameters']:,} parameters at rate {facts['learning_rate']:g} for {facts['steps']:,} steps; resting blocks: {facts['frozen_blocks']}"
+    )
+    lines.append(f"predicted peak memory: {facts['predicted_peak_memory_bytes'] / 1e9:.2f} GB")
+    lines += [f"note: {n}" for n in facts["notes"]] + [f"warning: {w}" for w in warnings] + [f"\nnext: tunesmith run {recipe}"]
+    return "\n".join(lines)
+
+
+def run_text(result: Result) -> str:
+    r = result.record
+    lines = [f"{k}: {value(r['before'].get(k))} -> {value(v)}" for k, v in r["after"].items()]
+    lines.append(
+        f"{r['trainable_parameters']:,} parameters, {r['artifact_bytes'] / 1e6:.2f} MB, {r['train_seconds']:.1f} s, peak {r['peak_memory_bytes'] / 1e9:.2f} GB; {r['stopped']}"
+    )
+    return "\n".join([*lines, f"{result.folder}/artifact", f'\nnext: tunesmith predict {result.folder} "..."'])
+
+
+def value(number: float | None) -> str:
+    return "undefined" if number is None else f"{number:.4g}"
+
+
+def print_comparison(made: Comparison) -> None:
+    from rich.console import Console
+
+    from .comparison.table import shown
+
+    out, record = Console(width=max(150, Console().width)), made.record
+    out.print(shown(made.table))
+    rest = ["", *record["notes"], f"{record['rows_judged']} rows judged; {record['seconds'] / 60:.1f} minutes", f"report: {made.report}"]
+    out.print("\n".join(rest), highlight=False, markup=False, soft_wrap=True)
