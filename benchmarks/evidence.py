@@ -4,7 +4,7 @@
 
 One line an arm. Cells that the file has are not measured again, so it can be stopped and taken up at any time. Every cell is one
 `compare` on MiniLM: batches of 32, three epochs but at least 100 steps, each method at its own default rate; the rows are drawn by the
-seed, and all arms of a cell see the same. Judged on at most 600 rows of the set's own dev or test part, which no run learns from.
+seed, and all arms of a cell see the same. Judged on at most 2,000 rows of the set's own dev or test part, which no run learns from.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ import random
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tunesmith.advice.shape import shape_of
+from tunesmith.advice.skill import skill_of
 from tunesmith.comparison.arms import EIGHT
 from tunesmith.comparison.compare import compare
 from tunesmith.dataset import read_data
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
+from tunesmith.shared import Shared
 
 Rows = list[dict]
-BATCH, EPOCHS, LEAST, JUDGED = 32, 3, 100, 600
+BATCH, EPOCHS, LEAST, JUDGED = 32, 3, 100, 2000
 
 
 def pairs(found: Iterable[tuple[str, str]]) -> Rows:
@@ -123,7 +125,7 @@ def cell(root: Path, name: str, size: str, seed: int, out: Path) -> None:
         task, rows = found
         rest = {"evaluate": {"every": 10**6, "samples": 0}, "checkpoint": {"every": 10**6}, "threads": torch.get_num_threads(), "out": f"{work}/out"}
         plan = {"model": "minilm", "task": task, "data": rows, "method": "full", "seed": seed, "update": {"batch": BATCH}, **rest}
-        shape = shape_of(read_data(recipe(plan)))
+        shape = replace(shape_of(read_data(recipe(plan))), skill=round(skill_of(recipe(plan), Shared()) or 0.0, 4))
         steps = max(LEAST, math.ceil(shape.rows * EPOCHS / BATCH))
         made = compare(recipe({**plan, "budget": {"steps": steps}}), EIGHT, seeds=1, reporter=Reporter(quiet=True))
         facts = {"set": name, "size": size, "seed": seed, "task": task, "model": "minilm", **asdict(shape), "steps": steps}

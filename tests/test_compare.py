@@ -17,7 +17,6 @@ from tunesmith.comparison.join import join
 from tunesmith.comparison.measures import split
 from tunesmith.comparison.statistics import correlation, difference, draws_of, estimate, holm, ratio
 from tunesmith.comparison.words import WORDS
-from tunesmith.core import Listener
 from tunesmith.errors import Refusal
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
@@ -49,7 +48,7 @@ def made(work: Path, out: Path, shape: str = "classify", **more):
 
 
 def quietly(work: Path, out: Path, methods=("bitfit", "head"), shape: str = "classify", seeds: int = 2, **more) -> Comparison:
-    options = {k: more.pop(k) for k in ("vary", "fresh", "lang") if k in more}
+    options = {k: more.pop(k) for k in ("vary", "fresh", "lang", "tune", "jobs") if k in more}
     return compare(made(work, out, shape, **more), methods, seeds=seeds, reporter=Reporter(quiet=True), **options)
 
 
@@ -257,7 +256,7 @@ def test_killed_five_times_it_ends_in_the_same_table(encoder, tmp_path, monkeypa
     from tunesmith.comparison import board
 
     calm = quietly(encoder, tmp_path / "calm", ["lora", "bitfit", "layers"], method={"kind": "layers", "last": 1})
-    steps, kills, count = board.Board.step, iter([3, 1, 9, 14, 5]), 0
+    steps, kills, count = board.Herald.step, iter([3, 1, 9, 14, 5]), 0
 
     def stumbling(self, run, record):
         nonlocal count
@@ -266,7 +265,7 @@ def test_killed_five_times_it_ends_in_the_same_table(encoder, tmp_path, monkeypa
         if count == 0:
             raise Stop
 
-    monkeypatch.setattr(board.Board, "step", stumbling)
+    monkeypatch.setattr(board.Herald, "step", stumbling)
     for count in kills:
         with pytest.raises(Stop):
             quietly(encoder, tmp_path / "killed", ["lora", "bitfit", "layers"], method={"kind": "layers", "last": 1})
@@ -366,7 +365,43 @@ def test_passages_are_cut_at_a_sentence():
     assert split("no sentence ends here")[0] and split("no sentence ends here")[1]
 
 
-def test_boards_are_listeners():
-    from tunesmith.comparison.board import Board, curve
+def test_curves_are_bars():
+    from tunesmith.comparison.board import curve
 
-    assert issubclass(Board, Listener) and curve([0.1, 0.5, 0.9], 1) == "▁▅█" and curve([3.0, 2.0], -1) == "▁█" and curve([], 1) == ""
+    assert curve([0.1, 0.5, 0.9], 1) == "▁▅█" and curve([3.0, 2.0], -1) == "▁█" and curve([], 1) == ""
+
+
+def test_an_arm_that_diverges_is_left_out(encoder, tmp_path):
+    found = quietly(encoder, tmp_path / "c", ["full", "bitfit"], seeds=1, vary=["update.rate=1e-3,1e36"], update={"batch": 8, "clip": 0})
+    labels = {row["label"] for row in found.table}
+    assert {"full update.rate=1e-3", "bitfit update.rate=1e-3"} <= labels and "full update.rate=1e36" not in labels
+
+
+# ------------------------------------------------------------------------------------------------ several at a time
+
+
+def test_workers_end_in_the_same_table(encoder, tmp_path):
+    """Two processes of Ray's, one of which is refused."""
+    pytest.importorskip("ray")
+    same = {"threads": 1, "method": {"kind": "layers", "last": 9}}
+    alone = quietly(encoder, tmp_path / "alone", ["lora", "layers", "bitfit"], **same)
+    both = quietly(encoder, tmp_path / "both", ["lora", "layers", "bitfit"], **same, jobs=2)
+    view = lambda c: [{k: row.get(k) for k in ("label", *UNTIMED)} for row in c.table]
+    assert view(both) == view(alone)
+    assert [a["label"] for a in both.record["arms"]] == [a["label"] for a in alone.record["arms"]]
+
+
+def test_a_worker_s_refusal_arrives_whole(encoder, tmp_path):
+    pytest.importorskip("ray")
+    base = made(encoder, tmp_path / "c", threads=1)
+    absent = recipe({**base.plain(), "data": {**base.plain()["data"], "train": str(tmp_path / "absent.jsonl")}})
+    with pytest.raises(Refusal, match="there is no file") as refused:
+        compare(absent, ["lora"], jobs=2, reporter=Reporter(quiet=True))
+    assert "why:" in str(refused.value) or "fix:" in str(refused.value)
+
+
+def test_a_refusal_crosses_processes():
+    import pickle
+
+    first = Refusal("what", where="here", why="because", fix="so")
+    assert str(pickle.loads(pickle.dumps(first))) == str(first)

@@ -132,6 +132,10 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm; the first has the recipe's seed.")] = 3,
     budget: Annotated[str | None, typer.Option(help="Of each run: 20m, epochs=3, steps=500, examples=10k, tokens=2M.")] = None,
     vary: Annotated[list[str] | None, typer.Option(help="Any key of the recipe as a further axis: update.rate=1e-3,2e-3. Repeatable.")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="First search each method's learning rate, on rows held out of the training rows.")] = False,
+    trials: Annotated[int, typer.Option(min=2, help="Rates that --tune tries for each.")] = 8,
+    jobs: Annotated[int, typer.Option(min=1, help="Arms trained at a time, each by a process of its own, on a GPU of its own where there are.")] = 1,
+    on: Annotated[str | None, typer.Option(help="ray: on the machines of the Ray cluster that this one belongs to.")] = None,
     general: Annotated[Path | None, typer.Option(help="A text, a passage a line, to measure forgetting on. Default: an embedded one.")] = None,
     lang: Lang = "en",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier comparison in this folder has trained.")] = False,
@@ -144,9 +148,11 @@ def compare(
 
     given = [*overrides(context), *([budget_of(budget)] if budget else [])]
     names = EIGHT if methods == "all" else methods.split(",")
+    passages = str(general) if general else None
     made = measure(
-        read_recipe(recipe, given), names, seeds=seeds, vary=vary or [], general=str(general) if general else None, fresh=fresh, lang=lang, reporter=Reporter()
-    )
+        read_recipe(recipe, given), names, seeds=seeds, vary=vary or [], tune=trials if tune else 0, jobs=jobs, on=on, general=passages, fresh=fresh, lang=lang,
+        reporter=Reporter(),
+    )  # fmt: skip
     tell(json, made.record, lambda: print_comparison(made))
 
 
@@ -162,7 +168,7 @@ def recommend(
     over_time: Annotated[bool, typer.Option("--over-time", help="Tasks or data arrive one after another.")] = False,
     teacher: Annotated[str | None, typer.Option(help="A larger model at hand.")] = None,
     reward: Annotated[bool, typer.Option("--reward", help="How good an answer is can be computed.")] = False,
-    probe: Annotated[bool, typer.Option("--probe", help="Time three steps of each method instead of estimating; loads the model.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Load the model: time three steps of each method, and ask what its frozen trunk knows.")] = False,
     json: Json = False,
 ) -> None:
     from .advice.case import Wishes, bytes_of

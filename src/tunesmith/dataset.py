@@ -14,7 +14,7 @@ from .core import Ragged
 from .data import desk
 from .errors import Refusal
 from .networks.load import Origin, load_config, load_tokenizer, origin
-from .recipe import Recipe
+from .recipe import Data, Recipe
 from .sources.text.encode import Encoded, Reader, Task, task_of
 from .sources.text.examples import Example
 from .sources.text.formats import Format, detect, preview
@@ -22,6 +22,7 @@ from .sources.text.read import read
 from .sources.text.records import Records
 
 DEFAULT_LENGTH = {"classify": 512, "tag": 512, "score": 512, "generate": 1024}
+OUTER, INNER = 20240229, 20240301  # seeds of what is held out
 DESK_SPLITS = {"train": "train", "eval": "dev", "test": "test"}
 
 
@@ -62,9 +63,10 @@ class Dataset:
 
 def read_data(recipe: Recipe) -> Dataset:
     """Raises Refusal on anything in the files that cannot be learnt from, before a weight is loaded."""
-    formats = {name: found for name in ("train", "eval", "test") if (found := read_part(recipe, name))}
+    names = ("train",) if recipe.data.inner else ("train", "eval", "test")
+    formats = {name: found for name in names if (found := read_part(recipe, name))}
     examples = {name: found.examples() for name, found in formats.items()}
-    examples["train"], held = sample(recipe, examples["train"])
+    examples["train"], held = sample(recipe.data, examples["train"])
     if held:
         formats["eval"], examples["eval"] = formats["train"], held
     task = task_of(recipe.task, examples["train"], recipe.data.multi_label)
@@ -104,18 +106,31 @@ def desk_records(given: str, task: str, name: str) -> Records:
     return Records(rows=rows, lines=list(range(1, len(rows) + 1)), path=given, kind="jsonl")
 
 
-def sample(recipe: Recipe, examples: list[Example]) -> tuple[list[Example], list[Example]]:
-    """The rows to train on and those held out, by the seed: `data.eval` as a share, `data.limit` as a number."""
+def sample(data: Data, examples: list[Example]) -> tuple[list[Example], list[Example]]:
+    """The rows to train on and those to judge by that were held out of them; the same for every seed of a comparison."""
+    share = data.eval if isinstance(data.eval, float) else 0.0
+    if share or data.limit:
+        examples, held = apart(examples, share, data.limit, OUTER, "data.eval")
+    else:
+        held = []
+    return apart(examples, data.inner, None, INNER, "data.inner") if data.inner else (examples, held)
+
+
+def apart(examples: list[Example], share: float, limit: int | None, seed: int, where: str) -> tuple[list[Example], list[Example]]:
+    """By a seeded shuffle: at most `limit` rows, and a share that is held out of them. A row stays if no other row teaches a label of its own."""
     order = list(range(len(examples)))
-    share = recipe.data.eval if isinstance(recipe.data.eval, float) else 0.0
-    if not share and not recipe.data.limit:
-        return examples, []
-    random.Random(20240229).shuffle(order)  # the same rows for every seed of a comparison
+    random.Random(seed).shuffle(order)
     held = order[: round(share * len(order))]
-    rest = order[len(held) :][: recipe.data.limit]
     if share and not held:
-        raise Refusal(f"{share:.0%} of {len(order)} rows is none", where="data.eval", fix="a larger share, or a file")
-    return [examples[i] for i in sorted(rest)], [examples[i] for i in sorted(held)]
+        raise Refusal(f"{share:.0%} of {len(order)} rows is none", where=where, fix="a larger share, or a file")
+    rest = order[len(held) :][:limit]
+    taught = {label for i in rest for label in labels_in(examples[i])}
+    alone = {i for i in held if not taught.issuperset(labels_in(examples[i]))}
+    return [examples[i] for i in sorted([*rest, *alone])], [examples[i] for i in sorted(held) if i not in alone]
+
+
+def labels_in(example: Any) -> Sequence[str]:
+    return getattr(example, "labels", None) or getattr(example, "tags", ())
 
 
 def reader_for(recipe: Recipe, source: Origin) -> Reader:
@@ -142,7 +157,7 @@ def known(task: Task, examples: Sequence[Any], name: str) -> None:
     """Labels of other files must occur in training."""
     if task.kind not in ("single", "multi", "tag"):
         return
-    used = [(label, e.row) for e in examples for label in (e.tags if task.kind == "tag" else e.labels)]
+    used = [(label, e.row) for e in examples for label in labels_in(e)]
     if odd := [(label, row) for label, row in used if label not in set(task.labels)]:
         raise Refusal(
             f"label {odd[0][0]!r} in data.{name} never occurs in training ({len(odd)} times in all)",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 DONE, BUG, REFUSED, DIVERGED, MEMORY, STORAGE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 75
 
 
@@ -19,6 +21,10 @@ class Refusal(Exception):
     def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = ""):
         self.what, self.where, self.why, self.fix = what, where, why, fix
         super().__init__(what)
+
+    def __reduce__(self):
+        """Goes whole from one process to another."""
+        return partial(type(self), where=self.where, why=self.why, fix=self.fix), (self.what,)
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what

@@ -38,7 +38,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """train, eval, test: files, hub data sets or `desk`; eval may be a share of the training rows to hold out."""
+    """train, eval, test: files, hub data sets or `desk`; eval may be a share of the training rows to hold out.
+
+    inner: a share of the training rows to judge by instead of eval and test, which are left unread (a search for options).
+    """
 
     train: str
     eval: str | Annotated[float, Gt(0), Lt(1)] | None = None
@@ -54,6 +57,7 @@ class Data:
     template: Literal["auto", "chat", "plain"] = "auto"
     learn_prompt: bool = False
     limit: Positive | None = None  # first rows of a seeded shuffle of the training file
+    inner: Annotated[float, Gt(0), Lt(1)] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What was measured before: methods compared on real data sets at several sizes, and what that lets one expect of a new case.
 
 The rows stand in data/evidence.jsonl, one an arm; benchmarks/evidence.py made them. A case is near another if its task is the same and its
-numbers of rows, of rows a label, of labels and of tokens a row are of like size.
+numbers of rows, of rows a label, of labels and of tokens a row are of like size, and, where both were asked, the frozen trunk knows as much of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .shape import Shape
 
 REACH = 1.0  # at this distance a case counts e^-1/2 as much as one that is the same
 PRIOR = 0.5  # cases' worth of "all methods are equal": what few or far cases are drawn towards
-SCALES = {"rows": 1.5, "each": 1.5, "labels": 1.5, "tokens": 1.0}  # natural logarithms that count as one step away
+SCALES = {"rows": 1.5, "each": 1.5, "labels": 1.5, "tokens": 1.0, "skill": 0.25}  # what counts as one step away; of counts, natural logarithms
 LIKE = {"classify": "classify", "tag": "tag", "score": "classify", "generate": "generate"}
 
 
@@ -69,7 +69,7 @@ def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
         first = group[0]
         values = {arm: statistics.fmean(r["value"] for r in group if r["arm"] == arm) for arm in dict.fromkeys(r["arm"] for r in group)}
         forgot = {r["arm"]: r["forgot"] for r in group if r.get("forgot") is not None}
-        shape = Shape(*(first[k] for k in ("rows", "labels", "rarest", "tokens", "longest")))
+        shape = Shape(*(first[k] for k in ("rows", "labels", "rarest", "tokens", "longest")), first.get("skill"))
         size = size.replace("-", " ") if "per" in size else f"{shape.rows:,} rows"
         found.append(Cell(f"{name}, {size}", first["task"], shape, values, first["metric"], forgot))
     return found
@@ -77,12 +77,13 @@ def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
 
 def features(shape: Shape) -> dict[str, float]:
     labels = max(1, shape.labels)
-    return {"rows": math.log(shape.rows), "each": math.log(shape.rows / labels), "labels": math.log(labels), "tokens": math.log(shape.tokens)}
+    found = {"rows": math.log(shape.rows), "each": math.log(shape.rows / labels), "labels": math.log(labels), "tokens": math.log(shape.tokens)}
+    return found if shape.skill is None else {**found, "skill": shape.skill}
 
 
 def distance(a: Shape, b: Shape) -> float:
     here, there = features(a), features(b)
-    return math.sqrt(sum(((here[k] - there[k]) / scale) ** 2 for k, scale in SCALES.items()))
+    return math.sqrt(sum(((here[k] - there[k]) / scale) ** 2 for k, scale in SCALES.items() if k in here and k in there))
 
 
 def nearest(task: str, shape: Shape, cells: Sequence[Cell]) -> list[tuple[float, Cell]]:

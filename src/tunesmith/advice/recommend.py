@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .. import machine
@@ -19,6 +19,7 @@ from .case import Case, Wishes, planned
 from .evidence import Cell, cells_of, expected, forgetting, nearest, rows_of
 from .rehearsal import Rehearsal, rehearse
 from .shape import shape_of
+from .skill import skill_of
 from .verdicts import Outlook, Verdict, verdicts
 
 ROOM = 0.95  # of the memory at hand: a forecast is off by some percent
@@ -61,20 +62,23 @@ def recommend(
     probe: bool = False,
     reporter: Reporter | None = None,
 ) -> Advice:
-    """`target` is a recipe or a data file. With `probe` the time comes from three steps of each method, for which the model is loaded."""
+    """`target` is a recipe or a data file. With `probe` the model is loaded: the time comes from three steps of each method, and the frozen trunk is asked
+    how much of the task it knows, which says much about how far it will have to move.
+    """
     wishes, reporter = wishes or Wishes(), reporter or Reporter()
     made, signs = planned(target, list(given), model, task)
     if made is None:
         case = Case(target, signs, wishes)
         return Advice(case, verdicts(case, {}), [], False)
-    data = read_data(made)
+    data, shared = read_data(made), Shared(keeps=True) if probe else None
     shape, resident = shape_of(data), machine.resident_memory()
     plans = {name: as_method(made, name) for name in EIGHT}
     rehearsals, refused = rehearsed(plans, data, reporter)
+    times = timed(plans, data, rehearsals, shared, reporter)
+    shape = replace(shape, skill=skill_of(made, shared)) if shared else shape
     case = Case(target, signs, wishes, made, data, shape, rehearsals, refused)
     cells = cells_of(rows_of())
     expectations, forgot = expected(made.task, shape, EIGHT, cells), forgetting(made.task, shape, EIGHT, cells)
-    times = timed(plans, data, rehearsals, probe, reporter)
     outlooks = {name: outlook(case, plans[name], found, resident, times[name], expectations.get(name), forgot.get(name)) for name, found in rehearsals.items()}
     return Advice(case, verdicts(case, outlooks), nearest(made.task, shape, cells)[:3], probe)
 
@@ -103,12 +107,12 @@ def rehearsed(plans: Mapping[str, Recipe], data: Dataset, reporter: Reporter) ->
     return found, refused
 
 
-def timed(plans: Mapping[str, Recipe], data: Dataset, rehearsals: Mapping[str, Rehearsal], probe: bool, reporter: Reporter) -> dict[str, float]:
-    if not probe:
+def timed(plans: Mapping[str, Recipe], data: Dataset, rehearsals: Mapping[str, Rehearsal], shared: Shared | None, reporter: Reporter) -> dict[str, float]:
+    if shared is None:
         device = str(device_of(next(iter(plans.values()))))
         fast = {name: foresee.speed_of(r.dtype, r.width, min(2048, r.step.tokens), device) for name, r in rehearsals.items()}
         return {name: foresee.seconds(r, fast[name]) for name, r in rehearsals.items()}
-    shared, found = Shared(keeps=True), {}
+    found = {}
     with reporter.bar("three steps each") as bar:
         for i, (name, r) in enumerate(rehearsals.items()):
             found[name] = foresee.probe(plans[name], data, r, shared)

@@ -16,6 +16,7 @@ class Shape:
     rarest   rows of the rarest label (tags: of the rarest entity), 0 where nothing is classified
     tokens   mean length of a row
     longest  length of the longest
+    skill    how much of the task the frozen trunk knows (advice/skill.py); None where it was not asked
     """
 
     rows: int
@@ -23,6 +24,7 @@ class Shape:
     rarest: int
     tokens: float
     longest: int
+    skill: float | None = None
 
 
 def shape_of(data: Dataset) -> Shape:

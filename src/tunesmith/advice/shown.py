@@ -19,7 +19,10 @@ def show(advice: Advice) -> None:
     if case.shape:
         s = case.shape
         labels = f", {s.labels} labels, the rarest {s.rarest} times" if s.labels else ""
-        out.print(f"{case.name}: {case.task}, {s.rows:,} rows{labels}; {s.tokens:.0f} tokens a row, at most {s.longest}; {case.memory / 1e9:.1f} GB free\n")
+        known = "" if s.skill is None else f"; of what the majority class gets wrong, a head on the frozen trunk gets {s.skill:.0%} right"
+        out.print(
+            f"{case.name}: {case.task}, {s.rows:,} rows{labels}; {s.tokens:.0f} tokens a row, at most {s.longest}; {case.memory / 1e9:.1f} GB free{known}\n"
+        )
     out.print(table(advice))
     for line in [*evidence(advice), *after(advice)]:
         out.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -21,10 +21,11 @@ COMMA = re.compile(r",(?![^\[{]*[\]}])")  # not inside brackets
 
 @dataclass(frozen=True)
 class Arm:
-    """One run. `label` says what sets it apart from the others, seeds not counted."""
+    """One run. `label` says what sets it apart from the others, seeds not counted; `tuning`, what the search of its rate found and took."""
 
     label: str
     recipe: Recipe
+    tuning: Mapping[str, Any] | None = None
 
 
 def arms(base: Recipe, methods: Sequence[str], seeds: int, vary: Sequence[str] = ()) -> list[Arm]:
@@ -99,4 +100,9 @@ def folder_of(base: Recipe, label: str) -> Path:
 def seeded(made: Recipe, folder: Path, seed: int) -> Recipe:
     """An arm never chooses on the eval set: no best checkpoint, no early stop."""
     evaluate = replace(made.evaluate, best=False, patience=0)
-    return replace(made, seed=seed, evaluate=evaluate, out=str(folder / f"seed-{seed}").replace("{", "{{").replace("}", "}}"))
+    return replace(made, seed=seed, evaluate=evaluate, out=escaped(folder / f"seed-{seed}"))
+
+
+def escaped(folder: Path) -> str:
+    """As `out` of a recipe, in which braces stand for its keys."""
+    return str(folder).replace("{", "{{").replace("}", "}}")

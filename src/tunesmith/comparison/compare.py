@@ -7,8 +7,10 @@ import platform
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,13 @@ from ..errors import Refusal
 from ..evaluate.metrics import better
 from ..progress import Reporter
 from ..recipe import Recipe
-from ..shared import Shared
 from ..train import Company, Result, identity, run
 from .arms import Arm, arms
 from .baselines import baselines
-from .board import Board
-from .measures import Measures
+from .board import Board, Herald, Left, Over, left
+from .crew import Crew, Worker, crew
 from .report import write_report
+from .search import Found, search, searched
 from .table import label_of, leads, notes, rows_of, tabled
 from .words import words
 
@@ -57,6 +59,9 @@ def compare(
     *,
     seeds: int = 3,
     vary: Sequence[str] = (),
+    tune: int = 0,
+    jobs: int = 1,
+    on: str | None = None,
     general: str | None = None,
     fresh: bool = False,
     lang: str = "en",
@@ -64,48 +69,92 @@ def compare(
 ) -> Comparison:
     """Train every arm, or take it finished from an earlier command, and write compare.json and report.html.
 
+    `tune`: how many learning rates are tried for each label before its runs, on a part of the training rows; 0: the method's measured default.
+    `jobs`: arms trained at a time, each by a process of its own; `on`: "ray", on the machines of its cluster.
     An arm equals the run that its recipe would be alone. A method that refuses this model is said and left out.
     Raises Refusal where there is nothing to judge by, before anything is loaded.
     """
     reporter = reporter or Reporter()
     machine.keep_freed_memory()
+    made, passages, _ = arms(recipe, methods, seeds, vary), general_texts(general), words(lang)
     if recipe.data.eval is None:
         raise Refusal("a comparison needs rows to judge by", where="data.eval", fix="data.eval=dev.jsonl, or a share of the training rows, data.eval=0.1")
-    made, passages, _ = arms(recipe, methods, seeds, vary), general_texts(general), words(lang)
     if fresh:
-        shutil.rmtree(recipe.folder / "arms", ignore_errors=True)
+        for part in ("arms", "search"):
+            shutil.rmtree(recipe.folder / part, ignore_errors=True)
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
-    shared, began = Shared(keeps=True), time.perf_counter()
-    results = baselines(recipe, shared, reporter)
-    with Board(made, reporter) as board:
-        results += list(trained(made, Company(shared, [board], [Measures(passages)]), board))
+    began, board = time.perf_counter(), Board(expected(made, tune), reporter)
+    with crew(jobs, on, passages, board.hear, reporter, recipe.threads) as hands:
+        results = next(found for _, found in hands.each(untrained, [recipe]))
+        with board:
+            results += trained(tuned(made, tune, hands), hands)
     if not any(not r.record.get("baseline") for r in results):
         raise Refusal("no method was left to compare", where="--methods", fix="tunesmith explain METHOD says what each needs")
-    options = ["--methods", ",".join(methods), "--seeds", str(seeds), *(word for axis in vary for word in ("--vary", axis))]
-    again = shlex.join(["tunesmith", "compare", "recipe.yaml", *options, *(["--general", general] if general else [])])
+    again = command(methods, seeds, vary, tune, general)
     record = {**joined(results), "command": again, "seconds": round(time.perf_counter() - began, 1), "recipe": identity(recipe)}
     return written(recipe.folder, record, results, lang)
 
 
-def trained(made: Sequence[Arm], company: Company, board: Board) -> Iterator[Result]:
-    """One arm after another; the later seeds of a refused one are not asked again."""
+def command(methods: Sequence[str], seeds: int, vary: Sequence[str], tune: int, general: str | None) -> str:
+    """What to type for the same arms."""
+    options = ["--methods", ",".join(methods), "--seeds", str(seeds), *(word for axis in vary for word in ("--vary", axis))]
+    options += ["--tune", "--trials", str(tune)] if tune else []
+    return shlex.join(["tunesmith", "compare", "recipe.yaml", *options, *(["--general", general] if general else [])])
+
+
+def expected(made: Sequence[Arm], tune: int) -> dict[str, int]:
+    """How many runs the board will hear of, by label."""
+    counts = Counter(arm.label for arm in made)
+    return ({searched(label): tune for label in counts} if tune else {}) | counts
+
+
+# ------------------------------------------------------------------------------------------------ what each worker does
+
+
+def untrained(worker: Worker, base: Recipe) -> list[Result]:
+    return baselines(base, worker.shared, worker.reporter)
+
+
+def train_arm(worker: Worker, arm: Arm) -> Result | Left:
+    began = time.time()
+    facts = {"label": arm.label} | ({"tuning": arm.tuning} if arm.tuning else {})
+    company = Company(worker.shared, [Herald(arm.label, arm.recipe.seed, worker.tell)], [worker.measures, lambda job: facts])
+    try:
+        result = run(arm.recipe, Reporter(quiet=True), company=company)
+    except Refusal as e:
+        worker.tell(gone := left(arm.label, e))
+        return gone
+    fresh = (result.folder / "result.json").stat().st_mtime >= began
+    worker.tell(Over(arm.label, arm.recipe.seed, result["metric"], result["after"].get(result["metric"]), result["train_seconds"], fresh))
+    return result
+
+
+# ------------------------------------------------------------------------------------------------ all of them
+
+
+def tuned(made: Sequence[Arm], trials: int, hands: Crew) -> list[Arm]:
+    """Every arm with the best rate that was found for its label; one search a label, at its first seed. Those that refuse are handed on as they are."""
+    if not trials:
+        return list(made)
+    firsts = {arm.label: arm for arm in reversed(made)}
+    found = {arm.label: rate for arm, rate in hands.each(partial(search, trials=trials), [firsts[label] for label in dict.fromkeys(a.label for a in made)])}
+    return [arm if isinstance(rate := found[arm.label], Left) else at_rate(arm, rate) for arm in made]
+
+
+def at_rate(arm: Arm, found: Found) -> Arm:
+    return replace(arm, recipe=replace(arm.recipe, update=replace(arm.recipe.update, rate=found.rate)), tuning=asdict(found))
+
+
+def trained(made: Sequence[Arm], hands: Crew) -> list[Result]:
+    """In the order of the arms, whoever was done first; the later seeds of a refused one are not asked again."""
+    found: dict[str, Result] = {}
     refused: set[str] = set()
-    for arm in made:
-        if arm.label in refused:
-            continue
-        board.turn(arm)
-        began = time.time()
-        own = Company(company.shared, company.listeners, [*company.measures, lambda job, label=arm.label: {"label": label}])
-        try:
-            result = run(arm.recipe, Reporter(quiet=True), company=own)
-        except Refusal as e:
-            if e.where.partition(".")[0] != "method":
-                raise
+    for arm, result in hands.each(train_arm, (arm for arm in made if arm.label not in refused)):
+        if isinstance(result, Left):
             refused.add(arm.label)
-            board.refuse(arm, str(e))
-            continue
-        board.over(arm, result.record, trained=(result.folder / "result.json").stat().st_mtime >= began)
-        yield result
+        else:
+            found[arm.recipe.out] = result
+    return [found[arm.recipe.out] for arm in made if arm.recipe.out in found]
 
 
 def general_texts(path: str | None) -> list[str]:

@@ -39,7 +39,7 @@ def page(record: Mapping[str, Any], results: Sequence[Result], language: str) ->
     return template.render(
         say=say, language=language, record=record, rows=rows, summary=summary(record, say), cells=[cells(row, say) for row in rows],
         guide=[(row, GUIDE[row["method"]].texts[language]) for row in rows if row["method"] in GUIDE and not row["baseline"]],
-        figure=table.figure, leads=record["leads"],
+        figure=table.figure, leads=record["leads"], rates=[table.rate(row) for row in rows] if any(row["tuning"] for row in rows) else [],
         cost=plots.scatter(rows, better(record["metric"]) > 0, say), learning=plots.curves(record["arms"], record["metric"], rows, say),
         forgetting=plots.forgetting(rows, say) if forgot else "", general=say.get(kind, kind), classes=by_class, classes_of=say.get(what, ""),
         differences=detail.disagreements(lines), recipe=yaml.safe_dump(trimmed(record["recipe"]), sort_keys=False, allow_unicode=True),

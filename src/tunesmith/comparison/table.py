@@ -82,7 +82,7 @@ def measured(group: Sequence[Result]) -> dict[str, Any]:
         "share": first["trainable_parameters"] / first["total_parameters"], "artifact_bytes": first["artifact_bytes"],
         "peak_memory_bytes": max(peaks) if peaks else None, "train_seconds": mean("train_seconds"), "real_tokens_per_second": mean("real_tokens_per_second"),
         "latency_ms": mean("latency_ms"), "base_latency_ms": mean("base_latency_ms"), "merges": first.record.get("merges"),
-        "learning_rate": first.record.get("learning_rate"), "tuning_seconds": first.record.get("tuning_seconds"),
+        "learning_rate": first.record.get("learning_rate"), "tuning": first.record.get("tuning"),
         "general_before": statistics.fmean(g["before"] for g in general) if general else None,
         "general_after": statistics.fmean(g["after"] for g in general) if general else None,
     }  # fmt: skip
@@ -103,9 +103,11 @@ def shown(table: Sequence[Mapping[str, Any]]) -> Table:
     view.add_column("method")
     for column in (metric, f"{LEVEL:.0%} interval", "gain", "trained", "share", "artifact", "memory", "time", "tokens/s", "latency", "merges", "forgot"):
         view.add_column(column, justify="right")
+    if searched := any(row["tuning"] for row in table):
+        view.add_column("rate, found in", justify="right")
     for i, row in enumerate(table):
         style = "bold" if i == 0 and leads(table) else "dim" if row["baseline"] else ""
-        view.add_row(*(Text(cell) for cell in cells(row)), style=style)
+        view.add_row(*(Text(cell) for cell in [*cells(row), *([rate(row)] if searched else [])]), style=style)
     return view
 
 
@@ -126,6 +128,11 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         "" if row["merges"] is None else "yes" if row["merges"] else "no",
         forgot(row),
     ]
+
+
+def rate(row: Mapping[str, Any]) -> str:
+    """The learning rate that a search found, and the seconds that its candidates trained."""
+    return f"{row['learning_rate']:g}, {seconds(row['tuning']['seconds'])}" if row["tuning"] else ""
 
 
 def figure(value: float | None) -> str:
@@ -162,4 +169,8 @@ def notes(table: Sequence[Mapping[str, Any]]) -> list[str]:
         said.append("One seed: intervals are over the rows judged only; --seeds 3 also shows how much the seed matters.")
     if any(row["general_after"] is not None for row in table):
         said.append("forgot: by how much the loss on a general text rose, in nats. gain: over the model before training.")
+    if any(row["tuning"] for row in table):
+        tried = sum(len(row["tuning"]["tried"]) for row in table if row["tuning"])
+        spent = sum(row["tuning"]["seconds"] for row in table if row["tuning"])
+        said.append(f"Rates were searched on rows held out of the training rows: {tried} candidates, {seconds(spent)} of training that no column counts.")
     return said
