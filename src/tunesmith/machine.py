@@ -26,7 +26,7 @@ def kernels_kept() -> str:
     """oneDNN keeps 1,024 kernels, one a shape, over a megabyte each. Without bf16 products it builds few. With them, those of one step are enough
     where a kernel is built in a third of a millisecond; where it takes ten times as long (AMX), those of some steps.
     """
-    return "256" if "amx_bf16" in processor() else "64" if multiplies_bf16() else "4"
+    return "256" if "amx_bf16" in processor() else "32" if multiplies_bf16() else "4"
 
 
 def multiplies_bf16() -> bool:

@@ -44,5 +44,5 @@ def of_states(x: np.ndarray, y: np.ndarray) -> float:
     if most == 1.0 or len(y) < FOLDS:
         return 0.0
     model: Any = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=200))
-    said = cross_val_predict(model, x, y, cv=KFold(FOLDS, shuffle=True, random_state=0))
-    return float(np.clip(((said == y).mean() - most) / (1 - most), 0.0, 1.0))
+    said = np.asarray(cross_val_predict(model, x, y, cv=KFold(FOLDS, shuffle=True, random_state=0)))
+    return float(np.clip((np.mean(said == y) - most) / (1 - most), 0.0, 1.0))

@@ -18,7 +18,9 @@ class WordDropout(torch.autograd.Function):
     def forward(ctx, x: Tensor, p: float) -> Tensor:
         words = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(x.numel() // 4 + 1).view(np.int16)
         cut = round(p * 65536) - 32768
-        mask = (torch.from_numpy(words[: x.numel()]) >= cut).to(x.dtype).mul_(1 / (1 - p)).view(x.shape)
+        mask = torch.ge(torch.from_numpy(words[: x.numel()]).view(x.shape), cut, out=torch.empty_like(x)).mul_(
+            1 / (1 - p)
+        )  # no bool between: a third of the time
         ctx.save_for_backward(mask)
         return x * mask
 

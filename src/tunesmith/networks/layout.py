@@ -46,7 +46,10 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one packed batch lies: buckets over the tokens in order of row length; `order`/`back` where rows come unsorted."""
+    """How one packed batch lies: buckets over the tokens in order of row length; `order`/`back` where rows come unsorted.
+
+    Behind the rows lie `filler` tokens of no row, which attend to nothing.
+    """
 
     lengths: tuple[int, ...]
     buckets: tuple[Bucket, ...]
@@ -54,22 +57,22 @@ class Layout:
     back: Tensor | None
     positions: Tensor  # (1, N)
     bounds: Tensor  # (B + 1,) int32, for kernels that take cumulative lengths
+    filler: int = 0
 
 
 @lru_cache(maxsize=64)
 def layout(lengths: tuple[int, ...], first_position: int, device: torch.device, filler: int = 0) -> Layout:
-    """The layout of rows of these lengths, whose positions count from `first_position`, and of one more row of `filler` tokens, all at the first."""
-    own, lengths = lengths, (*lengths, filler) if filler else lengths
+    """The layout of rows of these lengths, whose positions count from `first_position`, and of filler tokens behind them, all at the first."""
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     order = None
     if by_length != list(range(len(lengths))):
-        spans = torch.arange(sum(lengths)).split(list(lengths))
-        order = torch.cat([spans[i] for i in by_length])
-    positions = torch.cat([*(torch.arange(n) for n in own), torch.zeros(filler, dtype=torch.long)]) + first_position
+        spans = torch.arange(sum(lengths) + filler).split([*lengths, filler])
+        order = torch.cat([*(spans[i] for i in by_length), spans[-1]])
+    positions = torch.cat([*(torch.arange(n) for n in lengths), torch.zeros(filler, dtype=torch.long)]) + first_position
     bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
     buckets = tuple(group(tuple(sorted(lengths)), device))
     back = None if order is None else order.argsort().to(device)
-    return Layout(lengths, buckets, None if order is None else order.to(device), back, positions[None].to(device), bounds.to(device))
+    return Layout(lengths, buckets, None if order is None else order.to(device), back, positions[None].to(device), bounds.to(device), filler)
 
 
 def group(lengths: tuple[int, ...], device: torch.device) -> Iterator[Bucket]:
