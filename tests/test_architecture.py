@@ -16,6 +16,7 @@ import pytest
 import shop
 from tunesmith import methods, objectives, recipe
 from tunesmith.core import Method, Objective
+from tunesmith.core.method import WIDTHS
 from tunesmith.progress import Reporter
 from tunesmith.train import run
 
@@ -85,8 +86,10 @@ def test_every_method_and_objective_is_in_its_table():
 def test_a_method_names_its_paper_and_its_rates(name):
     cls = methods.METHODS[name]
     assert "http" in cls.paper or name == "peft"
-    assert set(cls.rates) == {"encoder", "decoder", "seq2seq"}
+    assert set(cls.rates) == set(WIDTHS)
     assert inspect.getdoc(cls)
+    at = lambda width: cls.rate(cls.__new__(cls), "encoder", width)
+    assert at(384) == cls.rates["encoder"] and at(768) == pytest.approx(at(384) / 2 if cls.matrices else at(384), rel=0.01)
 
 
 def test_the_core_imports_torch_only():

@@ -356,7 +356,7 @@ def test_classes_and_disagreements():
     b = [line("x", "x", 1.0), line("y", "y", 1.0), line("y", "y", 1.0)]
     what, rows = detail.classes({"a": [a], "b": [b]})
     assert what == "recall" and dict((n, (c, v)) for n, c, v in rows) == {"y": (2, {"a": 0.5, "b": 1.0}), "x": (1, {"a": 1.0, "b": 1.0})}
-    assert [d["said"] for d in detail.disagreements({"a": [a], "b": [b]})] == [{"a": ("x", False), "b": ("y", True)}]
+    assert [d["said"] for d in detail.disagreements({"a": [a], "b": [b]})] == [[("y", True, ["b"]), ("x", False, ["a"])]]
 
 
 def test_passages_are_cut_at_a_sentence():

@@ -62,7 +62,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     above = Above(net, delta, data, shared, reporter)
     stage = Stage("train", above.cached("train", table), *lengths(recipe, table))
     u = recipe.update
-    rate = u.rate or method.rates[net.anatomy.kind]
+    rate = u.rate or method.rate(net.anatomy.kind, net.anatomy.width)
     run = Run(
         net, delta, objective(data.task.kind, recipe.objective), [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro), seed=recipe.seed
     )

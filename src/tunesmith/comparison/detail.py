@@ -61,7 +61,7 @@ def of_class(lines: Lines, name: str, kind: str) -> float:
 
 
 def disagreements(lines: Mapping[str, Sequence[Lines]], count: int = 10) -> list[dict[str, Any]]:
-    """The rows on which the arms differ most, each with what every label said."""
+    """The rows on which the arms differ most, each with every answer that was given, whether it is right, and whose it is; the right one first."""
     of_labels = {label: seeds[0] for label, seeds in lines.items()}
     first = next(iter(of_labels.values()))
     ranked = sorted(range(len(first)), key=lambda i: -spread([rows[i] for rows in of_labels.values()]))
@@ -70,10 +70,17 @@ def disagreements(lines: Mapping[str, Sequence[Lines]], count: int = 10) -> list
         {
             "asked": first[i]["asked"],
             "expected": written(first[i]["expected"], first[i]),
-            "said": {label: (written(rows[i]["predicted"], rows[i]), right(rows[i])) for label, rows in of_labels.items()},
+            "said": answers({label: rows[i] for label, rows in of_labels.items()}),
         }
         for i in picked
     ]
+
+
+def answers(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, bool, list[str]]]:
+    found: dict[tuple[str, bool], list[str]] = {}
+    for label, row in rows.items():
+        found.setdefault((written(row["predicted"], row), right(row)), []).append(label)
+    return [(*said, labels) for said, labels in sorted(found.items(), key=lambda item: (not item[0][1], -len(item[1])))]
 
 
 def spread(answers: Sequence[Mapping[str, Any]]) -> float:

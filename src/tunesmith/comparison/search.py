@@ -160,7 +160,7 @@ def centre_of(worker: Worker, made: Recipe) -> float:
     if made.update.rate:
         return made.update.rate
     with worker.shared.lent(made, worker.shared.data(made)) as net:
-        return made.built_method().rates[net.anatomy.kind]
+        return made.built_method().rate(net.anatomy.kind, net.anatomy.width)
 
 
 # ------------------------------------------------------------------------------------------------ optuna

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from ..errors import Refusal
 from .network import Insert, Network
 
+WIDTHS = {"encoder": 384, "decoder": 2048, "seq2seq": 512}  # for which the methods' rates are given
+
 
 class Method(ABC):
     """What may move. A frozen dataclass of hyper-parameters; knows no loss and no data.
 
-    rates    learning rate by kind of architecture, measured (docs/LOG.md)
+    rates    learning rate by kind of architecture at the width in WIDTHS, measured or, for what does not fit here, published (docs/LOG.md)
+    matrices what moves are matrices: the wider the model, the lower their best rate, as 1 / width (Yang et al. 2022, table 3); vectors keep theirs
     neutral  attaching it changes no output
     merges   its change can be folded into the base weights
     """
@@ -26,7 +29,12 @@ class Method(ABC):
     paper: ClassVar[str] = ""
     neutral: ClassVar[bool] = True
     merges: ClassVar[bool] = False
+    matrices: ClassVar[bool] = False
     rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-3, "decoder": 1e-3, "seq2seq": 1e-3}
+
+    def rate(self, kind: str, width: int) -> float:
+        """The default learning rate for a model, two digits of it."""
+        return float(f"{self.rates[kind] * (WIDTHS[kind] / width if self.matrices else 1.0):.2g}")
 
     @property
     def positions(self) -> int:

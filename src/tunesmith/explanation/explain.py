@@ -84,7 +84,7 @@ def of_method(name: str, model: str, options: Sequence[str], task: str | None) -
     figure = drawn(name, method, source, generates=generates, tokenizer=load_tokenizer(source))
     facts = [
         f"{figure.model} is a {figure.family} of {figure.depth} blocks of width {figure.width}: {figure.total:,} parameters with what is added",
-        f"trains {figure.trainable:,} of them ({figure.trainable / figure.total:.3%}), by default at a learning rate of {method.rates[figure.kind]:g}",
+        f"trains {figure.trainable:,} of them ({figure.trainable / figure.total:.3%}), by default at a learning rate of {method.rate(figure.kind, figure.width):g}",
         f"saves {figure.artifact / 1e6:.2f} MB; " + ("merges into the base without a trace" if method.merges else "stays beside the base: it cannot be merged"),
     ]
     facts += [f"takes {method.positions} of the model's positions from each row"] if method.positions else []

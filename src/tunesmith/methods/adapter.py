@@ -35,6 +35,7 @@ class Adapter(Method):
     scale: Annotated[float, Gt(0)] = 1.0
 
     paper: ClassVar[str] = "Houlsby et al. 2019, https://arxiv.org/abs/1902.00751; Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247"
+    matrices: ClassVar[bool] = True
     rates: ClassVar[Mapping[str, float]] = {"encoder": 5e-3, "decoder": 5e-4, "seq2seq": 1e-3}
 
     def refuse(self, net: Network) -> None:
