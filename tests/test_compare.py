@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import shop
-from tunesmith.comparison import baselines, detail
+from tunesmith.comparison import baselines, detail, logistic
 from tunesmith.comparison.arms import EIGHT, arms, budget_of
 from tunesmith.comparison.compare import Comparison, compare
 from tunesmith.comparison.join import join
@@ -222,6 +222,30 @@ def test_baselines_are_what_scikit_learn_makes_of_the_states(encoder, tmp_path):
     most = max(set(labels), key=labels.count)
     majority = next(row for row in found.table if row["label"] == "majority")
     assert majority["mean"] in (truth.count("a") / 30, truth.count("b") / 30) and majority["trainable_parameters"] == 0 and most in "ab"
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_softmax_regression_is_scikit_learns(classes):
+    from sklearn.linear_model import LogisticRegression
+
+    dice = np.random.default_rng(classes)
+    x = dice.normal(size=(120, 6))
+    y = (x[:, :classes] + 0.5 * dice.normal(size=(120, classes))).argmax(1)
+    for penalty in (1e-3, 1e-1, 1.0):
+        weight, bias = logistic.fitted(x, y, classes, penalty)
+        # of two classes scikit-learn fits one row, the difference of ours, whose penalty is then half as large
+        theirs = LogisticRegression(C=penalty * (2 if classes == 2 else 1), max_iter=2000, tol=1e-8).fit(x, y)
+        logits = x @ weight.T + bias
+        mine = np.exp(logits - logits.max(1, keepdims=True))
+        np.testing.assert_allclose(mine / mine.sum(1, keepdims=True), theirs.predict_proba(x), atol=2e-3)
+
+
+def test_a_penalty_is_chosen_on_rows_that_were_not_learnt():
+    """Where labels are noise, the strongest penalty; where they are lines, a weaker one; where a class has two rows, no choice is tried."""
+    dice = np.random.default_rng(0)
+    x = dice.normal(size=(90, 40))
+    assert logistic.chosen(x, (x[:, 0] > 0).astype(int), 2) > 1e-4
+    assert logistic.chosen(x, np.array([0] * 88 + [1] * 2), 2) == logistic.ALONE
 
 
 def test_a_method_that_refuses_is_left_out(encoder, tmp_path):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import random
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,10 +35,10 @@ from ..sources.features import Features
 from ..sources.table import Table
 from ..sources.text.examples import Dialogue
 from ..train import Result, identity, predictions
+from .logistic import chosen, fitted
 
 UNITS = 20_000  # rows, or tokens with a tag, that a probe learns from at most
 SHOTS = 4
-FOLDS = 3
 Fit = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # states (n, d), labels, classes -> weight (c, d), bias (c)
 
 
@@ -78,22 +77,12 @@ def ridge(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.nd
 
 def logistic(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Softmax regression on standardised states; classes that never occur get a bias that no state outweighs."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-
     centre, scale = x.mean(0), x.std(0) + 1e-6
-    seen, counts = np.unique(y, return_counts=True)
+    seen, codes = np.unique(y, return_inverse=True)
     if len(seen) == 1:
         return majority("single")(x, y, classes)
-    model: Any = LogisticRegression(C=0.01, max_iter=300)
-    if counts.min() >= FOLDS:
-        model = GridSearchCV(model, {"C": np.logspace(-4, 0, 5)}, cv=FOLDS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a penalty that has not converged loses the search
-        model.fit((x - centre) / scale, y)
-    fitted = getattr(model, "best_estimator_", model)
-    two = len(seen) == 2  # one row then speaks for the second class
-    rows, offsets = (np.concatenate([-part, part]) / 2 if two else part for part in (fitted.coef_, fitted.intercept_))
+    z = (x - centre) / scale
+    rows, offsets = fitted(z, codes, len(seen), chosen(z, codes, len(seen)))
     weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, -1e9)
     weight[seen] = rows / scale
     bias[seen] = offsets - (rows / scale) @ centre

@@ -76,6 +76,7 @@ def compare(
     """
     reporter = reporter or Reporter()
     machine.keep_freed_memory()
+    machine.settle()
     made, passages, _ = arms(recipe, methods, seeds, vary), general_texts(general), words(lang)
     if recipe.data.eval is None:
         raise Refusal("a comparison needs rows to judge by", where="data.eval", fix="data.eval=dev.jsonl, or a share of the training rows, data.eval=0.1")

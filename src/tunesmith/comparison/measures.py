@@ -42,7 +42,8 @@ class Measures:
                 self.base[shape] = self.asked(job)
         if arm not in self.times:
             self.times[arm] = latency(job)
-        (kind, before), (_, after), (base, tuned) = self.base[shape], self.asked(job), self.times[arm]
+        (kind, before), (base, tuned) = self.base[shape], self.times[arm]
+        after = before if rests(job) else self.asked(job)[1]
         job.net.train(was)
         return {
             "latency_ms": tuned,
@@ -53,6 +54,11 @@ class Measures:
 
     def asked(self, job: Job) -> tuple[str, float]:
         return general_loss(job.net, job.data.reader.tokenizer, self.general)
+
+
+def rests(job: Job) -> bool:
+    """Whether the trunk is the base's, and with it all that a general text is asked about."""
+    return job.delta.lowest == job.net.anatomy.depth and job.data.task.kind != "generate"
 
 
 def latency(job: Job) -> tuple[float, float]:
