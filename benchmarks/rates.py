@@ -2,7 +2,8 @@
 
     TUNESMITH_DATA=... python benchmarks/rates.py --methods lora,full --steps 63 > rates.jsonl
 
-SST-2 and TREC (1,000 training rows each, a stated subset), the embedded desk; judged on rows that no run trained on. The chosen
+SST-2 and TREC (1,000 training rows each, a stated subset), the embedded desk; judged on rows that no run trained on. Decoders: stories260k on E2E.
+Encoder-decoders, of which none can be had without a hub: a small T5 that is first taught to end TinyStories' sentences, and then E2E too (`--sets e2e-t5`). The chosen
 rates stand in each method's `rates`; the sweep itself in docs/LOG.md.
 """
 
@@ -13,10 +14,13 @@ import json
 import os
 import statistics
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+import transformers as hf
 
+from tunesmith.artifact import export
 from tunesmith.errors import Diverged
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
@@ -46,7 +50,29 @@ def sets(root: str) -> dict[str, dict]:
         found["trec"] = {**classify, "data": {**trec, "limit": 1000, "columns": {"text": "column3", "label": "column1"}}}
         e2e = {"train": str(base / "e2e_nlg/devset.csv"), "eval": 0.1, "limit": 2000, "columns": {"prompt": "mr", "completion": "ref"}}
         found["e2e"] = {"model": str(base.parent / "models/stories260k"), "task": "generate", "data": e2e, "metric": "perplexity"}
+        found["e2e-t5"] = {**found["e2e"], "model": str(Path(tempfile.gettempdir()) / "stories-t5")}
     return found
+
+
+def stories_t5(root: Path, folder: Path, steps: int = 1500) -> None:
+    """A T5 of 4 + 4 blocks of 128, trained from nothing by our own loop on pairs of sentences that follow each other."""
+    if folder.exists():
+        return
+    with tempfile.TemporaryDirectory() as work:
+        reader = hf.AutoTokenizer.from_pretrained(root / "models/stories260k")
+        sizes = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 4, "num_heads": 4, "dropout_rate": 0.0}
+        torch.manual_seed(0)
+        config = hf.T5Config(vocab_size=len(reader), pad_token_id=0, eos_token_id=reader.eos_token_id, decoder_start_token_id=0, **sizes)
+        hf.T5ForConditionalGeneration(config).save_pretrained(f"{work}/start")
+        reader.save_pretrained(f"{work}/start")
+        text = (root / "data/tinystories_sample/train_0.txt").read_text(encoding="utf-8")
+        ends = [part.strip() for line in text.splitlines() for part in line.split(". ") if 20 < len(part) < 200]
+        rows = [{"prompt": a, "completion": b} for a, b in pairwise(ends)][: 32 * steps]
+        Path(f"{work}/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        rest = {"evaluate": {"samples": 0}, "checkpoint": {"every": 10**6}, "out": f"{work}/run"}
+        made = {"model": f"{work}/start", "task": "generate", "data": {"train": f"{work}/rows.jsonl"}, "method": "full", "budget": {"steps": steps}}
+        print(json.dumps({"taught": run(recipe({**made, "update": {"rate": 2e-3}, **rest}), Reporter(quiet=True)).record["train_seconds"]}), flush=True)
+        export(f"{work}/run", folder)
 
 
 def main() -> None:
@@ -60,6 +86,8 @@ def main() -> None:
     options = args.parse_args()
     torch.set_num_threads(options.threads)
     data = sets(os.environ.get("TUNESMITH_DATA", ""))
+    if "e2e-t5" in options.sets:
+        stories_t5(Path(os.environ["TUNESMITH_DATA"]).parent, Path(data["e2e-t5"]["model"]))
     for name in options.methods.split(","):
         for rate in [float(r) for r in options.rates.split(",") if r] or GRID[name]:
             for chosen in options.sets.split(","):

@@ -18,16 +18,16 @@ class LabelLogp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor, cap: float | None, learns: bool):
-        step = max(1, CHUNK // len(weight))
+        step, w = max(1, CHUNK // len(weight)), weight.to(h.dtype)
         logp = h.new_empty(len(h), dtype=torch.float32)
-        kept = [] if len(h) * len(weight) <= KEEP and learns else None
-        for rows in torch.arange(len(h), device=h.device).split(step):
-            logits = logits_of(h[rows], weight, bias, cap)
+        kept = h.new_empty(len(h), len(weight)) if len(h) * len(weight) <= KEEP and learns else None
+        for rows in chunks(len(h), step):
+            logits = logits_of(h[rows], w, bias, cap)
             chosen = logits.gather(-1, label[rows, None])[:, 0]
             norm = logits.logsumexp(-1)
             logp[rows] = chosen - norm
             if kept is not None:
-                kept.append(pull(logits, norm, cap, h.dtype))
+                kept[rows] = pull(logits, norm).to(h.dtype)
         ctx.save_for_backward(h, weight, *(() if bias is None else (bias,)), label)
         ctx.kept, ctx.cap, ctx.step = kept, cap, step
         return logp
@@ -36,17 +36,22 @@ class LabelLogp(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         h, weight, *rest = ctx.saved_tensors
         bias, label = (rest[0], rest[1]) if len(rest) == 2 else (None, rest[0])
+        w = weight.to(h.dtype)
         dh, dw, db = torch.zeros_like(h), torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None, None
         db = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
-        for i, rows in enumerate(torch.arange(len(h), device=h.device).split(ctx.step)):
-            d = ctx.kept[i] if ctx.kept is not None else again(h[rows], weight, bias, ctx.cap)
-            d = d_logits(d, label[rows], grad[rows], ctx.cap, h[rows], weight, bias)
-            dh[rows] = d @ weight.to(d.dtype)
+        for rows in chunks(len(h), ctx.step):
+            d = ctx.kept[rows] if ctx.kept is not None else again(h[rows], w, bias, ctx.cap)
+            d = d_logits(d, label[rows], grad[rows], ctx.cap, h[rows], w, bias)
+            dh[rows] = d @ w
             if dw is not None:
-                dw += d.mT @ h[rows].to(d.dtype)
+                dw += d.mT @ h[rows]
             if db is not None:
                 db += d.sum(0)
         return dh, dw if dw is None else dw.to(weight.dtype), db if bias is None or db is None else db.to(bias.dtype), None, None, None
+
+
+def chunks(rows: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def logits_of(h: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
@@ -55,14 +60,14 @@ def logits_of(h: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None)
     return raw if cap is None else cap * torch.tanh(raw / cap)
 
 
-def pull(logits: Tensor, norm: Tensor, cap: float | None, dtype: torch.dtype) -> Tensor:
+def pull(logits: Tensor, norm: Tensor) -> Tensor:
     """softmax(logits), what the backward pass needs. (m, V)."""
-    return (logits - norm[:, None]).exp_().to(dtype)
+    return (logits - norm[:, None]).exp_()
 
 
 def again(h: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
     logits = logits_of(h, weight, bias, cap)
-    return pull(logits, logits.logsumexp(-1), cap, h.dtype)
+    return pull(logits, logits.logsumexp(-1)).to(h.dtype)
 
 
 def d_logits(p: Tensor, label: Tensor, grad: Tensor, cap: float | None, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
