@@ -126,15 +126,15 @@ def packed(query: Tensor, key: Tensor, value: Tensor, room: Room, rules: Rules, 
     kernel = KERNELS["matmul" if room.kernel == "varlen" else room.kernel]
     sizes = [bucket.stop - bucket.start for bucket in lay.buckets] + [lay.filler]
     *pieces, rest = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)  # split's backward is one pass, slices' would be one of all tokens each
-    parts = [one_bucket(*piece, bucket, kernel, rules, prefix) for piece, bucket in zip(pieces, lay.buckets, strict=True)]
+    parts = [one_bucket(piece, bucket, kernel, rules, prefix) for piece, bucket in zip(pieces, lay.buckets, strict=True)]
     parts += [rest[2].new_zeros(lay.filler, *parts[0].shape[1:])] if lay.filler else []
     out = torch.cat(parts) if len(parts) > 1 else parts[0]
     return (out if lay.back is None else Gather.apply(out, lay.back))[None]
 
 
-def one_bucket(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, kernel: Kernel, rules: Rules, prefix: tuple[Tensor, Tensor] | None) -> Tensor:
+def one_bucket(qkv: tuple[Tensor, ...], bucket: Bucket, kernel: Kernel, rules: Rules, prefix: tuple[Tensor, Tensor] | None) -> Tensor:
     """(n, H, d) for the n tokens of one bucket."""
-    q, k, v = (spread(x, bucket).transpose(1, 2) for x in (q, k, v))  # (rows, heads, width, d)
+    q, k, v = (spread(x, bucket).transpose(1, 2) for x in qkv)  # (rows, heads, width, d)
     mask = bucket.mask(rules.causal, rules.window, q.dtype, q.device)
     k, v, mask = with_prefix(k, v, mask, prefix)
     out = kernel(q, k, v, mask if mask is None else mask[:, None], rules).transpose(1, 2).flatten(0, 1)  # (rows * width, H, d)
