@@ -54,7 +54,7 @@ def sets(root: str) -> dict[str, dict]:
     return found
 
 
-def stories_t5(root: Path, folder: Path, steps: int = 1500) -> None:
+def stories_t5(root: Path, folder: Path, steps: int = 700) -> None:
     """A T5 of 4 + 4 blocks of 128, trained from nothing by our own loop on pairs of sentences that follow each other."""
     if folder.exists():
         return
