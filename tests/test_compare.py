@@ -424,6 +424,29 @@ def test_a_worker_s_refusal_arrives_whole(encoder, tmp_path):
     assert "why:" in str(refused.value) or "fix:" in str(refused.value)
 
 
+def test_a_worker_that_is_killed_is_named(encoder, tmp_path, monkeypatch):
+    """By a signal that nothing can catch, as the kernel does where memory is short; what it had trained stays."""
+    pytest.importorskip("ray")
+    from tunesmith.comparison import crew as crews
+
+    hired = crews.Workers.hired
+
+    def doomed(self, ray):
+        hands = hired(self, ray)
+        ray.kill(hands[0])
+        return hands
+
+    monkeypatch.setattr(crews.Workers, "hired", doomed)
+    with pytest.raises(Refusal, match="process has ended") as refused:
+        quietly(encoder, tmp_path / "c", threads=1, jobs=2)
+    assert "--jobs" in str(refused.value)
+
+
+def test_where_to_run_is_known(encoder, tmp_path):
+    with pytest.raises(Refusal, match="no 'slurm' to run on"):
+        compare(made(encoder, tmp_path / "c"), ["lora"], on="slurm", reporter=Reporter(quiet=True))
+
+
 def test_a_refusal_crosses_processes():
     import pickle
 

@@ -135,7 +135,7 @@ def compare(
     tune: Annotated[bool, typer.Option("--tune", help="First search each method's learning rate, on rows held out of the training rows.")] = False,
     trials: Annotated[int, typer.Option(min=2, help="Rates that --tune tries for each.")] = 8,
     jobs: Annotated[int, typer.Option(min=1, help="Arms trained at a time, each by a process of its own, on a GPU of its own where there are.")] = 1,
-    on: Annotated[str | None, typer.Option(help="ray: on the machines of the Ray cluster that this one belongs to.")] = None,
+    on: Annotated[str | None, typer.Option(help="ray: the --jobs on the machines of the Ray cluster that this one belongs to.")] = None,
     general: Annotated[Path | None, typer.Option(help="A text, a passage a line, to measure forgetting on. Default: an embedded one.")] = None,
     lang: Lang = "en",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier comparison in this folder has trained.")] = False,

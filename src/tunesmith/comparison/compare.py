@@ -137,8 +137,8 @@ def tuned(made: Sequence[Arm], trials: int, hands: Crew) -> list[Arm]:
     """Every arm with the best rate that was found for its label; one search a label, at its first seed. Those that refuse are handed on as they are."""
     if not trials:
         return list(made)
-    firsts = {arm.label: arm for arm in reversed(made)}
-    found = {arm.label: rate for arm, rate in hands.each(partial(search, trials=trials), [firsts[label] for label in dict.fromkeys(a.label for a in made)])}
+    firsts = list({arm.label: arm for arm in reversed(made)}.values())[::-1]
+    found = {arm.label: rate for arm, rate in hands.each(partial(search, trials=trials), firsts)}
     return [arm if isinstance(rate := found[arm.label], Left) else at_rate(arm, rate) for arm in made]
 
 

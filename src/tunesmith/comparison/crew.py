@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ..errors import Refusal
+from ..errors import OutOfMemory, Refusal
 from ..progress import Reporter
 from ..shared import Shared
 from .board import Left, News, Over, Tell
@@ -62,7 +62,12 @@ class Workers(AbstractContextManager["Workers"]):
     def __enter__(self) -> Workers:
         ray = self.ray = asked_for_ray()
         if self.everywhere:
-            ray.init(address="auto", log_to_driver=False, logging_level="error")
+            try:
+                ray.init(address="auto", log_to_driver=False, logging_level="error")
+            except ConnectionError as e:
+                raise Refusal(
+                    "this machine belongs to no Ray cluster", where="--on", why=str(e), fix="ray start --head, or --jobs N for this machine alone"
+                ) from e
         else:
             cores = max(self.jobs, os.cpu_count() or 1)
             ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="error", _node_ip_address="127.0.0.1")
@@ -98,11 +103,18 @@ class Workers(AbstractContextManager["Workers"]):
             for ref in done:
                 hand, item = busy.pop(ref)
                 self.free.append(hand)
-                found = self.ray.get(ref)
+                found = self.answer(ref)
                 self.read()
                 if isinstance(found, Refusal):
                     raise found
                 yield item, found
+
+    def answer(self, ref: Any) -> Any:
+        try:
+            return self.ray.get(ref)
+        except self.ray.exceptions.RayActorError as e:
+            why = "most often it was killed because the machine had no memory left"
+            raise OutOfMemory("a worker's process has ended", where="--jobs", why=why, fix="fewer --jobs; the same command continues") from e
 
     def read(self) -> None:
         while not self.post.empty():

@@ -36,7 +36,7 @@ class Adapter(Method):
 
     paper: ClassVar[str] = "Houlsby et al. 2019, https://arxiv.org/abs/1902.00751; Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247"
     matrices: ClassVar[bool] = True
-    rates: ClassVar[Mapping[str, float]] = {"encoder": 5e-3, "decoder": 5e-4, "seq2seq": 1e-3}
+    rates: ClassVar[Mapping[str, float]] = {"encoder": 5e-3, "decoder": 5e-4, "seq2seq": 3e-3}
 
     def refuse(self, net: Network) -> None:
         roles = {"out", "down"} if self.placement == "houlsby" else {"down"} if self.placement == "pfeiffer" else {"up", "down"}

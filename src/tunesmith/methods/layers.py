@@ -33,7 +33,7 @@ class Layers(Method):
     paper: ClassVar[str] = "Howard & Ruder 2018 (ULMFiT), https://arxiv.org/abs/1801.06146"
     merges: ClassVar[bool] = True
     matrices: ClassVar[bool] = True
-    rates: ClassVar[Mapping[str, float]] = {"encoder": 5e-4, "decoder": 5e-5, "seq2seq": 2e-4}
+    rates: ClassVar[Mapping[str, float]] = {"encoder": 5e-4, "decoder": 1e-4, "seq2seq": 5e-4}
 
     def refuse(self, net: Network) -> None:
         need_floats(net, "method: lora, adapter or bitfit; or leave out model.bits")

@@ -40,7 +40,7 @@ class LoRA(Method):
     paper: ClassVar[str] = "Hu et al. 2022, https://arxiv.org/abs/2106.09685"
     merges: ClassVar[bool] = True
     matrices: ClassVar[bool] = True
-    rates: ClassVar[Mapping[str, float]] = {"encoder": 2e-3, "decoder": 2e-4, "seq2seq": 1e-3}
+    rates: ClassVar[Mapping[str, float]] = {"encoder": 2e-3, "decoder": 2e-4, "seq2seq": 2e-3}
 
     @property
     def scale(self) -> float:
