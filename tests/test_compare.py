@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import shop
-from tunesmith.comparison import baselines, detail, logistic
+from tunesmith.comparison import baselines, board, detail, logistic
 from tunesmith.comparison.arms import EIGHT, arms, budget_of
 from tunesmith.comparison.compare import Comparison, compare
 from tunesmith.comparison.join import join
@@ -259,6 +259,21 @@ class Stop(BaseException):
     """What stands for a kill: nothing of ours catches it."""
 
 
+class Stumble:
+    """Raises Stop after `count` more steps of any run of a comparison; 0 or less: never."""
+
+    def __init__(self, monkeypatch) -> None:
+        step, self.count = board.Herald.step, 0
+
+        def stumbling(herald, run, record):
+            step(herald, run, record)
+            self.count -= 1
+            if self.count == 0:
+                raise Stop
+
+        monkeypatch.setattr(board.Herald, "step", stumbling)
+
+
 UNTIMED = (
     "mean",
     "low",
@@ -277,23 +292,12 @@ UNTIMED = (
 
 
 def test_killed_five_times_it_ends_in_the_same_table(encoder, tmp_path, monkeypatch):
-    from tunesmith.comparison import board
-
     calm = quietly(encoder, tmp_path / "calm", ["lora", "bitfit", "layers"], method={"kind": "layers", "last": 1})
-    steps, kills, count = board.Herald.step, iter([3, 1, 9, 14, 5]), 0
-
-    def stumbling(self, run, record):
-        nonlocal count
-        steps(self, run, record)
-        count -= 1
-        if count == 0:
-            raise Stop
-
-    monkeypatch.setattr(board.Herald, "step", stumbling)
-    for count in kills:
+    stumble = Stumble(monkeypatch)
+    for stumble.count in (3, 1, 9, 14, 5):
         with pytest.raises(Stop):
             quietly(encoder, tmp_path / "killed", ["lora", "bitfit", "layers"], method={"kind": "layers", "last": 1})
-    count = -1
+    stumble.count = 0
     killed = quietly(encoder, tmp_path / "killed", ["lora", "bitfit", "layers"], method={"kind": "layers", "last": 1})
     view = lambda c: [{k: row.get(k) for k in ("label", *UNTIMED)} for row in c.table]
     assert view(killed) == view(calm)

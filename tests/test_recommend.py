@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import shop
@@ -19,6 +20,7 @@ from tunesmith.advice.evidence import Cell, cells_of, expected, forgetting, near
 from tunesmith.advice.recommend import recommend
 from tunesmith.advice.rehearsal import rehearse
 from tunesmith.advice.shape import Shape
+from tunesmith.advice.skill import of_states, skill_of
 from tunesmith.check import check
 from tunesmith.comparison.arms import EIGHT
 from tunesmith.dataset import read_data
@@ -44,6 +46,24 @@ def work(tmp_path_factory) -> Path:
 
 def plan(work: Path, shape: str, method: str = "lora", **more: object) -> dict:
     return shop.recipe(work, shape, method, **more)
+
+
+# ------------------------------------------------------------------------------------------------ what the frozen trunk knows
+
+
+def test_skill_is_nothing_for_noise_and_all_for_what_lies_apart():
+    dice = np.random.default_rng(0)
+    x = dice.normal(size=(120, 12))
+    y = (x[:, 0] > 0).astype(int)
+    assert of_states(x, dice.permutation(y)) < 0.3 < 0.7 < of_states(np.where(y[:, None] > 0, x + 3, x), y)
+    assert of_states(x, np.zeros(120, int)) == 0.0, "one class only"
+
+
+def test_skill_is_asked_where_labels_are(work):
+    for shape, asked in (("classify", True), ("tag", True), ("score", False), ("multi", False)):
+        more = {"data": {"train": str(shop.rows(work / f"skill-{shape}.jsonl", shape, 40)), "multi_label": shape == "multi"}}
+        found = skill_of(recipe(plan(work, shape, **more)), Shared())
+        assert (found is not None) == asked and (found is None or 0.0 <= found <= 1.0)
 
 
 # ------------------------------------------------------------------------------------------------ the rehearsal

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import shop
-from test_compare import Stop, quietly
-from tunesmith.comparison import board
+from test_compare import Stop, Stumble, quietly
 from tunesmith.comparison.search import RUNGS, STOPPED
 from tunesmith.dataset import asked, read_data
 from tunesmith.errors import Refusal
@@ -93,20 +92,11 @@ def test_a_label_of_one_row_is_learnt(encoder, tmp_path):
 
 def test_an_interrupted_search_finds_what_it_would_have_found(encoder, tmp_path, monkeypatch):
     calm = tuned(encoder, tmp_path / "calm", ["lora", "bitfit"])
-    step, count = board.Herald.step, 0
-
-    def stumbling(self, run, record):
-        nonlocal count
-        step(self, run, record)
-        count -= 1
-        if count == 0:
-            raise Stop
-
-    monkeypatch.setattr(board.Herald, "step", stumbling)
-    for count in (5, 30, 44, 11):
+    stumble = Stumble(monkeypatch)
+    for stumble.count in (5, 30, 44, 11):
         with pytest.raises(Stop):
             tuned(encoder, tmp_path / "killed", ["lora", "bitfit"])
-    count = -1
+    stumble.count = 0
     killed = tuned(encoder, tmp_path / "killed", ["lora", "bitfit"])
     view = lambda c: [(row["label"], row["mean"], row["learning_rate"], row["tuning"] and row["tuning"]["tried"]) for row in c.table]
     assert view(killed) == view(calm)

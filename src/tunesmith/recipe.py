@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
@@ -227,15 +227,7 @@ def strict(cls: type, data: Any, path: str, places: Places | None) -> None:
         kinds(data, places)
 
 
-SECTIONS: dict[str, type] = {
-    "model": Model,
-    "data": Data,
-    "head": HeadOptions,
-    "update": UpdateOptions,
-    "budget": Budget,
-    "evaluate": Evaluation,
-    "checkpoint": Saving,
-}
+SECTIONS: dict[str, type] = {name: kind for name, kind in get_type_hints(Recipe).items() if is_dataclass(kind)}  # type: ignore[misc]
 TABLES: dict[str, Mapping[str, type]] = {"method": METHODS, "objective": OBJECTIVES, "stream": {"single": Recipe}, "update": UPDATES}
 
 

@@ -14,6 +14,7 @@ from ..errors import Diverged, OutOfMemory, Refusal
 from ..evaluate.metrics import better
 from ..listeners import Evaluate
 from ..progress import PLAIN_EVERY, Reporter
+from ..train import Result
 from .table import figure
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -49,6 +50,12 @@ class Left:
 
     label: str
     why: str
+
+
+def over(label: str, seed: int, result: Result, began: float) -> Over:
+    """`began`: when it was asked for, in seconds of the clock on the wall."""
+    fresh = (result.folder / "result.json").stat().st_mtime >= began
+    return Over(label, seed, result["metric"], result["after"].get(result["metric"]), result["train_seconds"], fresh)
 
 
 def left(label: str, refusal: Refusal) -> Left:

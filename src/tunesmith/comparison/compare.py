@@ -27,7 +27,7 @@ from ..recipe import Recipe
 from ..train import Company, Result, identity, run
 from .arms import Arm, arms
 from .baselines import baselines
-from .board import Board, Herald, Left, Over, left
+from .board import Board, Herald, Left, left, over
 from .crew import Crew, Worker, crew
 from .report import write_report
 from .search import Found, search, searched
@@ -125,8 +125,7 @@ def train_arm(worker: Worker, arm: Arm) -> Result | Left:
     except Refusal as e:
         worker.tell(gone := left(arm.label, e))
         return gone
-    fresh = (result.folder / "result.json").stat().st_mtime >= began
-    worker.tell(Over(arm.label, arm.recipe.seed, result["metric"], result["after"].get(result["metric"]), result["train_seconds"], fresh))
+    worker.tell(over(arm.label, arm.recipe.seed, result, began))
     return result
 
 

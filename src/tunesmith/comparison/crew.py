@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -174,8 +174,6 @@ def asked_for_ray() -> Any:
 
 def crew(jobs: int, on: str | None, passages: Sequence[str], tell: Tell, reporter: Reporter, threads: int | None) -> AbstractContextManager[Crew]:
     """`jobs` 1 and `on` None: this process."""
-    from contextlib import nullcontext
-
     if on not in (None, "ray"):
         raise Refusal(f"there is no {on!r} to run on", where="--on", fix="--on ray, or --jobs N for this machine alone")
     if jobs == 1 and on is None:

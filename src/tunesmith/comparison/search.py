@@ -1,8 +1,9 @@
 """A small search for a method's learning rate, on a part of the training rows: what `compare --tune` does before an arm's runs.
 
 Candidates are drawn by a tree-structured Parzen estimator (Bergstra et al. 2011) around the method's measured default, which is always the first of them,
-and halved (Jamieson & Talwalkar 2016): at a quarter and at a half of its budget a run stops unless its loss is in the better half of those that came so far. Both
-are optuna's. The loss, because early in a schedule the metric of a high rate is still noise; among those that come to their end the metric decides. Every candidate is an ordinary run, in a folder of its own, judged on rows held out of the training rows (`data.inner`); the eval rows are never
+and halved (Jamieson & Talwalkar 2016): at a quarter and at a half of its budget a run stops unless its loss is in the better half of those that came so
+far. Both are optuna's. The loss, because early in a schedule the metric of a high rate is still noise; among those that come to their end the metric
+decides. Every candidate is an ordinary run, in a folder of its own, judged on rows held out of the training rows (`data.inner`); the eval rows are never
 looked at. The same seed draws the same candidates, so a search that was interrupted finds its finished runs and goes on.
 """
 
@@ -22,7 +23,7 @@ from ..progress import Reporter
 from ..recipe import Recipe
 from ..train import Company, Result, run
 from .arms import Arm, escaped
-from .board import Herald, Left, Over, left
+from .board import Herald, Left, Over, left, over
 from .crew import Worker
 
 if TYPE_CHECKING:
@@ -117,8 +118,7 @@ def candidate(worker: Worker, arm: Arm, trial: Trial, rate: float, k: int) -> Re
         return None
     rungs.report(result["history"])
     shutil.rmtree(result.folder / "artifact", ignore_errors=True)
-    trained = (result.folder / "result.json").stat().st_mtime >= began
-    worker.tell(Over(label, k, result["metric"], result["after"][result["metric"]], result["train_seconds"], trained))
+    worker.tell(over(label, k, result, began))
     return result
 
 
