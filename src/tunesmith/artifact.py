@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from .checkpoint import Content, write_file
+from .construct import build, without_kind
 from .core import Batch, Delta, Method, Ragged
 from .errors import Refusal, Storage
 from .methods import METHODS
@@ -26,9 +27,9 @@ from .networks.load import HeadSpec, Origin, add_head, load_network, load_tokeni
 from .networks.precision import DTYPES
 from .networks.transformer import Transformer
 from .peft_format import from_peft, to_peft
-from .recipe import build, without_kind
 from .sources.table import Table
-from .sources.text.encode import Reader, Task
+from .sources.text.encode import Reader
+from .sources.text.task import Task
 from .sources.text.examples import Classified, Dialogue, Plain, Scored, Tagged, Turn
 from .sources.text.tags import cut
 from .sources.text.template import Template
@@ -131,7 +132,7 @@ def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> 
     task = Task(**{**about.task, "labels": tuple(about.task["labels"])})
     source = origin(about.model["name"], about.model["revision"], about.model["bits"] if quantised else None)
     tokenizer = load_tokenizer(Origin(str(folder), str(folder)))
-    net = load_network(source, generates=task.kind == "generate", pool=about.pool, device=device, tokenizer=tokenizer)  # type: ignore[arg-type]
+    net = load_network(source, generates=task.name == "generate", pool=about.pool, device=device, tokenizer=tokenizer)  # type: ignore[arg-type]
     net.labels = task.labels
     if task.outputs:
         add_head(net, task.name, HeadSpec(task.outputs, **about.head), 0)
@@ -156,7 +157,7 @@ def outputs(tuned: Tuned, texts: Sequence[Any], batch: int) -> list[torch.Tensor
     rows = [Scored(e.text, e.pair, 0.0, e.row) for e in classified(texts)]
     table = Table(tuned.reader.encode(rows, Task("score", "score")).columns, tuned.task.name, device=tuned.net.device)
     found: dict[int, torch.Tensor] = {}
-    for b in table.once(batch):
+    for b in table.once(tokens=batch):
         found |= zip(b["row"].tolist(), tuned.net.logits(b).float().cpu(), strict=True)
     return [found[i] for i in range(len(texts))]
 
@@ -183,7 +184,7 @@ def predict_tags(tuned: Tuned, texts: Sequence[str], sampling: Sampling, batch: 
     encoded = tuned.reader.encode(rows, tuned.task)
     table = Table(encoded.columns, tuned.task.name, device=tuned.net.device)
     found: list[dict[str, Any]] = [{"entities": []} for _ in texts]
-    for b in table.once(batch):
+    for b in table.once(tokens=batch):
         parts = tuned.net.logits(b).argmax(-1).split(list(b.ragged("at").lengths))
         for row, labels, at in zip(b["row"].tolist(), parts, b.ragged("word").rows(), strict=True):
             i = encoded.kept[row].row
@@ -254,7 +255,7 @@ def export(folder: str | Path, out: Path) -> list[str]:
     tuned.reader.tokenizer.save_pretrained(out)
     if len(net.heads):
         write_file(out / "head.safetensors", net.heads.state_dict())
-    again = load_network(Origin(str(out), str(out)), generates=tuned.task.kind == "generate", pool=net.pool)  # type: ignore[arg-type]
+    again = load_network(Origin(str(out), str(out)), generates=tuned.task.name == "generate", pool=net.pool)  # type: ignore[arg-type]
     with torch.no_grad():
         gap = float((again.states(probe).values - before).abs().max())
     if gap > 1e-4 * float(before.abs().max()):

@@ -66,6 +66,6 @@ def chat(folder: Path, max_new_tokens: int, temperature: float) -> None:
     print(f"{describe(folder).model['name']}, {tuned.task.name}. An empty line ends.")
     while line := input("> ").strip():
         said.append({"role": "user", "content": line})
-        answer = tuned.predict([said if tuned.task.kind == "generate" else line], sampling=Sampling(max_new_tokens, temperature))[0]
+        answer = tuned.predict([said if tuned.task.name == "generate" else line], sampling=Sampling(max_new_tokens, temperature))[0]
         print(answer.get("text", answer))
         said.append({"role": "assistant", "content": answer.get("text", "")})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import xxhash
@@ -15,24 +15,26 @@ from .data import desk
 from .errors import Refusal
 from .networks.load import Origin, load_config, load_tokenizer, origin
 from .recipe import Data, Recipe
-from .sources.text.encode import Encoded, Reader, Task, task_of
+from .sources.text.encode import Encoded, Reader
+from .sources.text.task import Task, kind_of, task_of
 from .sources.text.examples import Example
 from .sources.text.formats import Format, detect, preview
 from .sources.text.read import read
 from .sources.text.records import Records
 
-DEFAULT_LENGTH = {"classify": 512, "tag": 512, "score": 512, "generate": 1024}
+DEFAULT_LENGTH = {"classify": 512, "tag": 512, "score": 512, "generate": 1024, "embed": 256}
 OUTER, INNER = 20240229, 20240301  # seeds of what is held out
 DESK_SPLITS = {"train": "train", "eval": "dev", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file as examples and as numbers. `format` is what was found in it."""
+    """One file as examples and as numbers. `format` is what was found in it; `task` the recipe's, of the kind that this file's rows are."""
 
     name: str
     format: Format
     encoded: Encoded
+    task: Task
 
     @property
     def examples(self) -> Sequence[Example]:
@@ -74,7 +76,8 @@ def read_data(recipe: Recipe) -> Dataset:
     reader = reader_for(recipe, source)
     for name in examples:
         known(task, examples[name], name)
-    parts = {name: Part(name, formats[name], reader.encode(examples[name], task)) for name in examples}
+    tasks = {name: replace(task, kind=kind_of(task.name, found, task.kind == "multi")) for name, found in examples.items()}
+    parts = {name: Part(name, formats[name], reader.encode(examples[name], tasks[name]), tasks[name]) for name in examples}
     notes = [note for name in parts for note in (*formats[name].notes, *parts[name].encoded.notes)]
     return Dataset(task, reader, source, parts["train"], parts.get("eval"), parts.get("test"), list(dict.fromkeys(notes)))
 
@@ -173,8 +176,9 @@ def renderings(data: Dataset) -> list[str]:
 
 def asked(example: Any) -> str:
     """What a row asks, as one text; not what is answered."""
-    turns = [turn.content for turn in getattr(example, "turns", ()) if turn.role != "assistant"]
-    texts = [getattr(example, "text", None), getattr(example, "pair", None), " ".join(getattr(example, "tokens", ())), *turns]
+    dialogue = getattr(example, "chosen", None) or getattr(example, "dialogue", None) or example
+    turns = [turn.content for turn in getattr(dialogue, "turns", ()) if turn.role != "assistant"]
+    texts = [getattr(example, "text", None), getattr(example, "pair", None), " ".join(getattr(example, "tokens", ())), *getattr(example, "texts", ()), *turns]
     return "\n".join(text for text in texts if text)
 
 

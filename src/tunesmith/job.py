@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from .artifact import write
-from .core import Batch, Delta, Method, Network, Ragged, Run, Stage
+from .core import Delta, Method, Objective, Ragged, Run, Stage
 from .dataset import Dataset, Part
 from .errors import Refusal
 from .evaluate.evaluate import Probe
@@ -23,9 +23,13 @@ from .recipe import Recipe, objective
 from .shared import Shared
 from .sources.features import Features
 from .sources.table import Table
-from .sources.text.encode import Reader, Task
+from .sources.witness import Witness
+from .sources.text.encode import Reader
+from .sources.text.task import Task
 from .sources.text.examples import Dialogue
-from .updates.descend import Descend
+from .updates import UPDATES, Descend
+
+Rows = Table | Features | Witness  # a table, as it is or with more columns
 
 
 @dataclass
@@ -50,9 +54,10 @@ class Job:
 def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter, shared: Shared | None = None) -> Job:
     """Attach the method and put the five nouns together."""
     shared = shared or Shared()
-    method = recipe.built_method()
+    method, learn = recipe.built_method(), objective(data.task.kind, recipe.objective)
     torch.manual_seed(recipe.seed)
-    delta = method.attach(net, keep=shared.keeps)
+    delta = method.attach(net, keep=shared.keeps or "reference" in learn.needs)
+    learn.to(net.device).meet(net)
     net.recompute(recipe.recompute)
     fits(data, net, method.positions)
     table = Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed, net.device)
@@ -60,14 +65,36 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute)
     above = Above(net, delta, data, shared, reporter)
-    stage = Stage("train", above.cached("train", table), *lengths(recipe, table))
+    setting = Setting(recipe, data, net, delta, learn, reporter)
+    stage = Stage("train", enriched(above.cached("train", table), learn.needs, setting), *lengths(recipe, table))
     u = recipe.update
-    rate = u.rate or method.rate(net.anatomy.kind, net.anatomy.width)
-    run = Run(
-        net, delta, objective(data.task.kind, recipe.objective), [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro), seed=recipe.seed
-    )
-    probes = [probe_of(part, above.of(part), data.task, data.reader, recipe) if part else None for part in (data.eval, data.test)]
+    rate, form = u.rate or method.rate(net.anatomy.kind, net.anatomy.width), UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
+    run = Run(net, delta, learn, [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
+    probes = [probe_of(part, enriched(above.of(part), learn.judges, setting), setting) if part else None for part in (data.eval, data.test)]
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net)])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a source may need to add a column."""
+
+    recipe: Recipe
+    data: Dataset
+    net: Transformer
+    delta: Delta
+    objective: Objective
+    reporter: Reporter
+
+
+def enriched(source: Rows, wanted: Collection[str], setting: Setting) -> Rows:
+    """The source, with the columns that the objective wants and the data does not give."""
+    for column in sorted(set(wanted) - source.gives):
+        if column in ADDED:
+            source = ADDED[column](source, setting)
+    return source
+
+
+ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {}  # column -> the source that adds it
 
 
 def fits(data: Dataset, net: Transformer, before: int) -> None:
@@ -93,10 +120,9 @@ def fits(data: Dataset, net: Transformer, before: int) -> None:
 
 
 def sizes(net: Transformer, table: Table) -> Sizes:
-    mean = sum(table.lengths) / len(table)
-    a = net.anatomy
+    mean, a = sum(table.lengths) / len(table), net.anatomy
     heads = net.model.config.num_attention_heads
-    return Sizes(round(mean * table.size), round(mean), a.width, heads, a.head_dim)
+    return Sizes(round(sum(table.lengths) / len(table.examples) * table.size), round(mean), a.width, heads, a.head_dim)
 
 
 @dataclass(frozen=True)
@@ -114,7 +140,7 @@ class Above:
         if floor == 0 or not (self.net.skips or floor == depth) or self.net.anatomy.kind == "seq2seq":
             self.shared.states.clear()
             return table
-        pooled = floor == depth and self.data.task.kind in ("single", "multi", "score")
+        pooled = floor == depth and self.data.task.name in ("classify", "score")
         store = self.shared.store(part, self.data, self.net, floor, pooled)
         return Features(table, floor, pooled, bar_of(self.reporter, "frozen blocks, once"), store)
 
@@ -150,13 +176,9 @@ def lengths(recipe: Recipe, table: Table) -> tuple[int, int]:
     return max(1, math.ceil((b.epochs or (10_000 if b.minutes else 3)) * period)), period
 
 
-def probe_of(part: Part, source: Table | Features, task: Task, reader: Reader, recipe: Recipe) -> Probe:
+def probe_of(part: Part, source: Rows, setting: Setting) -> Probe:
     """A part that can be asked about; its rows come from the source."""
-
-    def once(network: Network) -> Iterator[Batch]:
-        return source.once(network) if isinstance(source, Features) else source.once()
-
-    return Probe(part.name, once, task.kind, task.labels, references(part, task.kind), writer(part, reader, recipe))
+    return Probe(part.name, source.once, part.task.kind, part.task.labels, references(part, part.task.kind), writer(part, setting.data.reader, setting.recipe))
 
 
 def references(part: Part, kind: str) -> list[Any]:
@@ -167,11 +189,19 @@ def references(part: Part, kind: str) -> list[Any]:
         "score": lambda e: e.score,
         "tag": lambda e: list(e.tags),
         "generate": lambda e: e.turns[-1].content if isinstance(e, Dialogue) else e.text,
+        "preferred": lambda e: e.chosen.turns[-1].content,
+        "reward": lambda e: e.chosen.turns[-1].content,
+        "judged": lambda e: e.good,
+        "pairs": lambda e: e.texts[1],
+        "similar": lambda e: e.score,
+        "grouped": lambda e: e.label,
+        "texts": lambda e: None,
     }
     return [ways[kind](e) for e in examples]
 
 
 def writer(part: Part, reader: Reader, recipe: Recipe) -> Callable[[Any], list[str]] | None:
     """For dialogues: what the model answers to the first few; plain text is judged by its perplexity."""
-    asked = [e.turns[:-1] for e in part.examples[: recipe.evaluate.samples] if isinstance(e, Dialogue)]
+    first: list[Any] = list(part.examples[: recipe.evaluate.samples])
+    asked = [d.turns[:-1] for d in (getattr(e, "chosen", e) for e in first) if isinstance(d, Dialogue) and recipe.task == "generate"]
     return (lambda net: write(net, reader, asked, Sampling(recipe.evaluate.max_new_tokens))) if asked else None

@@ -71,6 +71,13 @@ def any_of(mine: bool) -> bool:
     return bool(flag)
 
 
+def add_up(tensor: Tensor) -> Tensor:
+    """The sum over the processes, in place."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
 def sum_gradients(params: Sequence[nn.Parameter], record: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
     """Add up gradients over the processes, in place, and return the sums of the record's entries of these names.
 

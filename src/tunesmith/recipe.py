@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import TypeAdapter, ValidationError
 
 from .aliases import ALIASES
+from .construct import at, build, options, strict, without_kind
 from .core import Method, Objective
 from .errors import Refusal
 from .methods import METHODS
@@ -21,8 +21,8 @@ from .recipe_yaml import Places, apply_overrides, closest, load_yaml
 from .sources.kinds import SOURCES
 from .updates import UPDATES
 
-T = TypeVar("T")
-TASKS = ("classify", "tag", "score", "generate")
+TASKS = ("classify", "tag", "score", "generate", "embed")
+IMPLIED = {"embed": "contrast"}  # the objective of a task, where the recipe names none and it is not learning from labels
 Positive = Annotated[int, Ge(1)]
 Share = Annotated[float, Ge(0), Lt(1)]
 
@@ -70,9 +70,10 @@ class HeadOptions:
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """rate: peak learning rate, by default the method's own for this kind of architecture; batch: rows a step."""
+    """kind: how the gradient is formed, by default as the objective asks; rate: peak learning rate, by default the method's own for this kind
+    of architecture; batch: examples a step; micro: tokens a pass."""
 
-    kind: Literal["descend"] = "descend"
+    kind: Literal["descend", "gradcache"] | None = None
     rate: Annotated[float, Gt(0)] | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Share = 0.06
@@ -115,7 +116,7 @@ class Recipe:
     """The whole of a run. Sections are the dataclasses above; `method` and `objective` are rows of their tables."""
 
     model: Model
-    task: Literal["classify", "tag", "score", "generate"]
+    task: Literal["classify", "tag", "score", "generate", "embed"]
     data: Data
     method: Mapping[str, Any] = field(default_factory=lambda: {"kind": "lora"})
     head: HeadOptions = HeadOptions()
@@ -183,6 +184,9 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
                 where=at(places, key),
                 fix=f"{key}: {dict(model='minilm', task='classify', data='{train: train.jsonl, eval: dev.jsonl}')[key]}",
             )
+    strict(Recipe, found, "", places, tuple(ALIASES))
+    kinds(found, places)
+    found.setdefault("objective", {"kind": IMPLIED.get(str(found["task"]), "supervised")})
     made = build(Recipe, found, "", places)
     contradictions(made, places)
     return made
@@ -202,72 +206,35 @@ def from_aliases(data: dict[str, Any], places: Places | None) -> dict[str, Any]:
     return data
 
 
-def build(cls: type[T], data: Any, path: str, places: Places | None) -> T:
-    """A frozen dataclass from a dict: unknown keys refused with the closest, values checked by their annotations."""
-    strict(cls, data, path, places)
-    try:
-        return TypeAdapter(cls).validate_python(data)
-    except ValidationError as e:
-        raise first_fault(e, path, places) from e
-
-
-def strict(cls: type, data: Any, path: str, places: Places | None) -> None:
-    """Unknown keys, here and in the sections below."""
-    if not isinstance(data, Mapping):
-        raise Refusal(f"`{path}` is a section, not {data!r}", where=at(places, path), fix=f"{path}: {{{fields(cls)[0].name}: ...}}")
-    known = {f.name for f in fields(cls)}
-    for key in data:
-        if key not in known:
-            near = closest(str(key), [*known, *ALIASES] if not path else known)
-            full = f"{path}.{key}" if path else str(key)
-            raise Refusal(f"unknown key `{full}`", where=at(places, full), fix=f"did you mean `{near}`?" if near else f"known here: {', '.join(sorted(known))}")
-        if key in SECTIONS and not path:
-            strict(SECTIONS[key], data[key], key, places)
-    if not path:
-        kinds(data, places)
-
-
-SECTIONS: dict[str, type] = {name: kind for name, kind in get_type_hints(Recipe).items() if is_dataclass(kind)}  # type: ignore[misc]
-TABLES: dict[str, Mapping[str, type]] = {"method": METHODS, "objective": OBJECTIVES, "stream": {"single": Recipe}, "update": UPDATES}
+TABLES: dict[str, Mapping[str, Any]] = {"method": METHODS, "objective": OBJECTIVES, "stream": {"single": Recipe}, "update": UPDATES}
+OPTIONS: dict[str, Callable[[Any], type]] = {"method": lambda row: row, "objective": options}
 
 
 def kinds(data: Mapping[str, Any], places: Places | None) -> None:
     """The rows of the tables: the kind is known, and so are its options."""
     for section, table in TABLES.items():
-        if section not in data:
+        if data.get(section) is None:
             continue
         if not isinstance(data[section], Mapping):
             raise Refusal(
                 f"`{section}` is {data[section]!r}", where=at(places, section), fix=f"{section}: {next(iter(table))}, or {{kind: {next(iter(table))}, ...}}"
             )
-        kind = data[section].get("kind", next(iter(table)) if section != "method" else None)
+        kind = data[section].get("kind") or (next(iter(table)) if section != "method" else None)
         if kind not in table:
             near = closest(str(kind), table)
             raise Refusal(f"there is no {section} `{kind}`", where=at(places, section), fix=f"did you mean `{near}`?" if near else f"one of {', '.join(table)}")
-        if section == "method":
-            build(table[kind], without_kind(data[section]), "method", places)
-
-
-def without_kind(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in data.items() if k != "kind"}
-
-
-def first_fault(error: ValidationError, path: str, places: Places | None) -> Refusal:
-    """pydantic's first complaint as one line: the key, what was given, what is allowed."""
-    faults = error.errors()
-    fault = max(faults, key=lambda f: f["type"] not in ("none_required", "literal_error")) if len(faults) > 1 else faults[0]
-    names = [str(part) for part in fault["loc"] if isinstance(part, str) and part.isidentifier()]
-    key = ".".join([*([path] if path else []), *names])
-    if fault["type"] == "missing":
-        return Refusal(f"`{key}` is missing", where=at(places, key))
-    wanted = fault["msg"].removeprefix("Input should be ")
-    return Refusal(f"`{key}` is {fault['input']!r}", where=at(places, key), fix=f"it should be {wanted}")
+        if section in OPTIONS:
+            build(OPTIONS[section](table[kind]), without_kind(data[section]), section, places)
 
 
 def contradictions(r: Recipe, places: Places | None) -> None:
     """Keys that are right one by one and wrong together."""
     limits = [k for k, v in asdict(r.budget).items() if v is not None]
+    learn = OBJECTIVES[r.objective["kind"]]
+    serving = [name for name, row in OBJECTIVES.items() if r.task in row.tasks]
     checks: list[tuple[bool, str, str, str]] = [
+        (r.task not in learn.tasks, "objective", f"`objective: {r.objective['kind']}` and `task: {r.task}`", f"objective: {' or '.join(serving)}; else task: {' or '.join(learn.tasks)}"),
+        (learn.whole and r.update.kind == "descend", "update.kind", f"`update: descend` and `objective: {r.objective['kind']}`, in which all rows of a batch see each other", "update: gradcache"),
         (len(limits) > 1, f"budget.{limits[-1] if limits else ''}", f"two budgets: {' and '.join(limits)}", "keep one of them"),
         (r.evaluate.patience > 0 and r.data.eval is None, "evaluate.patience", "`evaluate.patience` needs `data.eval`", "data.eval: 0.1 holds out a tenth of the training rows"),
         (r.task == "generate" and r.head != HeadOptions(), "head", "`head` and `task: generate`: the vocabulary is the head", "leave `head` out"),
@@ -282,15 +249,11 @@ def contradictions(r: Recipe, places: Places | None) -> None:
             raise Refusal(what, where=at(places, key), fix=fix)
 
 
-def at(places: Places | None, key: str) -> str:
-    return places.where(key) if places else key
-
-
 def vocabulary() -> dict[str, list[str]]:
     """What `tunesmith list` prints."""
     return {"methods": list(METHODS), "objectives": list(OBJECTIVES), "sources": list(SOURCES), "updates": list(UPDATES), "tasks": list(TASKS)}
 
 
-def objective(kind: str, options: Mapping[str, Any]) -> Objective:
-    """The objective of a recipe. `kind` is the task's."""
-    return OBJECTIVES[options["kind"]](kind, **without_kind(options))
+def objective(kind: str, given: Mapping[str, Any]) -> Objective:
+    """The objective of a recipe. `kind` is the task's. Raises Refusal where the two do not go together."""
+    return OBJECTIVES[given["kind"]](kind, **without_kind(given))

@@ -28,9 +28,10 @@ from .evaluate.evaluate import Outcome
 from .job import Job, assemble, references
 from .listeners import Clock, Evaluate, Journal, Show, Signals, Skip
 from .progress import Reporter
-from .recipe import Recipe
+from .recipe import Recipe, objective
 from .shared import Shared, head_spec
 from .sources.features import Features
+from .sources.witness import Witness
 
 SHOWN = 400  # characters of a row in predictions.jsonl
 
@@ -130,6 +131,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 def train(recipe: Recipe, folder: Path, reporter: Reporter, company: Company) -> Result:
     data = company.shared.data(recipe)
+    objective(data.task.kind, recipe.objective)  # refused, if it must be, before a weight is loaded
     reporter.say(
         f"data: {data.train.format.name}, {len(data.train.examples)} rows to learn from" + (f", {len(data.eval.examples)} to judge by" if data.eval else "")
     )
@@ -185,7 +187,7 @@ def guarded(job: Job, saving: Checkpoints) -> None:
 def warm(job: Job) -> None:
     """States of the frozen trunk are computed before the clock starts to count steps."""
     source = job.run.stream[0].train
-    if isinstance(source, Features):
+    if isinstance(source, Features | Witness):
         source.fill(job.net)
 
 

@@ -237,7 +237,7 @@ def test_every_row_once_above_a_cached_trunk() -> None:
     """Evaluation."""
     net, delta = mounted("bert", Layers(last=1))
     table = Table(columns("single"), size=4)
-    sources = table.once(30), Features(table, delta.floor).once(net, 30)
+    sources = table.once(tokens=30), Features(table, delta.floor).once(net, 30)
     plain, cached = ({i: x for b in source for i, x in zip(b["row"].tolist(), net.logits(b), strict=True)} for source in sources)
     assert plain.keys() == cached.keys() == set(range(12))
     for i, x in plain.items():
@@ -271,7 +271,7 @@ def test_order_is_a_function_of_seed_and_epoch(size: int) -> None:
 def test_a_batch_holds_its_rows() -> None:
     """Every column, from short to long."""
     whole = Batch(columns("tag"))
-    for batch in (next(Table(columns("tag"), size=5).batches(None)), *Table(columns("tag")).once(20)):  # type: ignore[arg-type]
+    for batch in (next(Table(columns("tag"), size=5).batches(None)), *Table(columns("tag")).once(tokens=20)):  # type: ignore[arg-type]
         lengths = batch.ragged("ids").lengths
         assert list(lengths) == sorted(lengths)
         for name in ("ids", "at", "label"):
@@ -283,7 +283,7 @@ def test_a_batch_holds_its_rows() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 20, 10**6])
 def test_once_is_every_row_within_the_limit(tokens: int) -> None:
-    found = list(Table(columns("single")).once(tokens))
+    found = list(Table(columns("single")).once(tokens=tokens))
     assert sorted(i for batch in found for i in batch["row"].tolist()) == list(range(12))
     assert all(max(batch.ragged("ids").lengths) * len(batch) <= tokens or len(batch) == 1 for batch in found)
 

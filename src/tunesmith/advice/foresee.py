@@ -117,7 +117,7 @@ def probe(recipe: Recipe, data: Dataset, found: Rehearsal, shared: Shared) -> fl
             total += pace_of(lambda batch: stored(source, job, batch), picked(batches)).of([len(b["ids"]) for b in batches], len(batches))
         table = source.table if isinstance(source, Features) else source
         assert isinstance(table, Table)
-        steps = [table.batch(rows) for rows in picked(found.steps, key=lambda rows: sum(table.lengths[i] for i in rows))]
+        steps = [table.batch(rows) for rows in picked(found.steps, key=lambda rows: sum(table.long[i] for i in rows))]
         if isinstance(source, Features):
             for batch in steps:
                 source.store |= zip(batch["row"].tolist(), stored(source, job, batch), strict=True)

@@ -79,7 +79,7 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
     """Raises Refusal where the method does not fit the model, or the rows its positions."""
     method, table = recipe.built_method(), Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed)
     steps = steps_of(recipe, table)
-    heavy = next(pieces(table.batch(max(steps, key=lambda rows: sum(table.lengths[i] for i in rows))), recipe.update.micro))
+    heavy = next(pieces(table.batch(max(steps, key=lambda rows: sum(table.long[i] for i in rows))), recipe.update.micro))
     *_, longest = table.once()
     torch.manual_seed(recipe.seed)
     with blank_network(data.source, generates=recipe.task == "generate", dropout=recipe.dropout, tokenizer=data.reader.tokenizer) as net:
@@ -95,7 +95,7 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         net.compute, net.room.kernel = DTYPES[choice.dtype], "matmul" if choice.kernel == "varlen" else choice.kernel
         delta.cast(net.compute)
         floor = cached_above(net, delta)
-        pooled = floor == net.anatomy.depth and data.task.kind in ("single", "multi", "score")
+        pooled = floor == net.anatomy.depth and data.task.name in ("classify", "score")
         batch = started(heavy, net, floor, pooled)
         learn = objective(data.task.kind, recipe.objective)
         return Rehearsal(

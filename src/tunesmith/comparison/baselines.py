@@ -155,7 +155,7 @@ def states(job: Job) -> tuple[np.ndarray, np.ndarray]:
     source = job.run.stream[0].train
     xs, ys = [], []
     with torch.no_grad():
-        for batch in source.once(job.net) if isinstance(source, Features) else source.once():  # type: ignore[union-attr]
+        for batch in source.once(job.net):
             rows = job.net.states(batch).values[batch.labelled()] if "at" in batch else job.net.pooled(batch)
             xs.append(rows.float().cpu())
             ys.append(batch["label"].cpu())

@@ -58,7 +58,7 @@ class Measures:
 
 def rests(job: Job) -> bool:
     """Whether the trunk is the base's, and with it all that a general text is asked about."""
-    return job.delta.lowest == job.net.anatomy.depth and job.data.task.kind != "generate"
+    return job.delta.lowest == job.net.anatomy.depth and job.data.task.name != "generate"
 
 
 def latency(job: Job) -> tuple[float, float]:
@@ -68,9 +68,9 @@ def latency(job: Job) -> tuple[float, float]:
     """
     part = job.data.eval or job.data.train
     table = Table(part.encoded.columns, job.data.task.name, device=job.net.device)
-    order = sorted(range(len(table)), key=table.lengths.__getitem__)
+    order = sorted(range(len(table.examples)), key=table.long.__getitem__)
     batches = [table.batch([order[int((i + 0.5) * len(order) / ROWS)]]) for i in range(ROWS)]
-    say = job.net.label_logp if job.data.task.kind == "generate" else job.net.logits
+    say = {"generate": job.net.label_logp, "embed": job.net.pooled}.get(job.data.task.name, job.net.logits)
     turns: dict[bool, list[list[float]]] = {True: [], False: []}
     for _ in range(TURNS):
         for base, took in turns.items():

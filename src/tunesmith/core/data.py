@@ -48,7 +48,8 @@ class Batch:
     """Named columns of B rows: a Tensor (B, ...) or a Ragged. Enriched by copy, never in place.
 
     `ids` is the text. `at`, where labels belong to tokens, holds the labelled positions of each row, counted from its start;
-    `label` holds their labels, or one label a row.
+    `label` holds their labels, or one label a row. `group` (B,), where rows are scored together (a pair, a preference), is equal for
+    those that may not be parted; they follow each other.
     """
 
     columns: Mapping[str, Tensor | Ragged]
@@ -68,6 +69,13 @@ class Batch:
         column = self.columns[name]
         assert isinstance(column, Ragged), f"column {name!r} is not ragged"
         return column
+
+    def groups(self) -> list[range]:
+        """Runs of rows that may not be parted; a row by itself where nothing says otherwise."""
+        if "group" not in self:
+            return [range(i, i + 1) for i in range(len(self))]
+        sizes = torch.unique_consecutive(self["group"], return_counts=True)[1]
+        return [range(end - n, end) for n, end in zip(sizes.tolist(), sizes.cumsum(0).tolist(), strict=True)]
 
     def labelled(self) -> Tensor:
         """(M,): the labelled positions as indices into the N tokens."""

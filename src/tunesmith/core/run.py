@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -21,10 +21,21 @@ Counts = Mapping[str, float]  # name -> how many units were summed
 class Objective(nn.Module, ABC):
     """What is better. `read` is the only half that sees the network; `score` is a pure function of what was read.
 
-    Never owns the network; anything learnable in it is its own parameter. `needs` are the columns both halves look up.
+    Never owns the network; anything learnable in it is its own parameter.
+
+    tasks   the recipe's tasks that it serves
+    needs   the columns both halves look up; what the data does not give, a source adds (job.py, ADDED)
+    judges  those of them that evaluation looks up too
+    whole   all rows of a batch see each other, so its gradient is formed by `gradcache`; what `read` returns has one entry a row
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ()
     needs: frozenset[str] = frozenset()
+    judges: frozenset[str] = frozenset()
+    whole: ClassVar[bool] = False
+
+    def meet(self, net: Network) -> None:
+        """Make what depends on the network's shape, such as a projection; called once, before the first step."""
 
     @abstractmethod
     def read(self, net: Network, batch: Batch) -> Signals: ...

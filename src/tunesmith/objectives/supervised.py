@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from ..core import Batch, Counts, Network, Objective, Signals, Terms
+from ..errors import Refusal
 
 Kind = Literal["single", "multi", "score", "tag", "generate"]
 
@@ -19,10 +21,13 @@ class Supervised(Objective):
     label's mass over all classes (Szegedy et al. 2016, section 7); not for multi, score and generate.
     """
 
+    tasks = ("classify", "tag", "score", "generate")
     needs = frozenset({"ids", "label"})
 
-    def __init__(self, kind: Kind, smoothing: float = 0.0):
+    def __init__(self, kind: Kind, smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0):
         super().__init__()
+        if kind not in LOSSES:
+            raise Refusal("these rows are preferences, not answers to learn", where="objective", fix="objective: prefer")
         self.kind, self.smoothing = kind, smoothing
 
     def read(self, net: Network, batch: Batch) -> Signals:

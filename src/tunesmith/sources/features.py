@@ -41,7 +41,7 @@ class Features:
 
     def once(self, net: Network, tokens: int | None = None) -> Iterator[Batch]:
         self.fill(net)
-        for batch in self.table.once(tokens):
+        for batch in self.table.once(net, tokens):
             yield self.enriched(batch)
 
     @torch.no_grad()

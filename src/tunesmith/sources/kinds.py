@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .features import Features
 from .table import Table
+from .witness import Witness
 
-SOURCES: dict[str, type] = {"table": Table, "features": Features}
+SOURCES: dict[str, type] = {"table": Table, "features": Features, "witness": Witness}

@@ -1,10 +1,10 @@
-"""Gradient descent: the ordinary step. Every loss is a sum, divided once by the units of the whole step."""
+"""Gradient descent: AdamW around a way of forming the gradient of a step. The ordinary way: every loss is a sum, divided once by the step's units."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +16,7 @@ from ..errors import Diverged
 from ..parallel import rank, sum_gradients, world
 
 Schedule = Literal["linear", "cosine", "constant"]
+Form = Callable[[Run, Sequence[Batch], int, int], dict[str, Tensor]]  # (run, batches, tokens a pass, seed) -> losses; leaves this process' gradients
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Descend:
     decay    weight decay, on matrices only
     clip     largest norm of the whole gradient; 0: no clipping
     micro    tokens a forward pass at most; a larger batch is cut in pieces, which changes nothing but memory
+    form     how the gradient is formed: a row of UPDATES
     """
 
     rate: float
@@ -36,21 +38,17 @@ class Descend:
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     micro: int = 16384
+    form: Form = field(default_factory=lambda: summed, repr=False)
     optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
     names: list[str] = field(default_factory=list, repr=False)
 
     def step(self, run: Run, micro: Sequence[Batch]) -> Mapping[str, float]:
         optimizer = self.optimizer or self.prepare(run)
         run.net.rest_below(run.delta.floor)
-        torch.manual_seed((run.seed * 1_000_003 + run.done + rank() * 0x9E37_79B1) & 0x7FFF_FFFF)  # dropout is a function of (seed, step): nothing to store
-        total, sums = units(run, micro), dict[str, Tensor]()
-        for piece in (piece for batch in micro for piece in pieces(share(batch), self.micro)):
-            losses = {k: v / (total[k] or 1) for k, v in run.objective(run.net, piece).items()}
-            torch.stack(list(losses.values())).sum().backward()
-            for k, v in losses.items():
-                sums[k] = sums[k] + v.detach() if k in sums else v.detach()
+        seed = (run.seed * 1_000_003 + run.done + rank() * 0x9E37_79B1) & 0x7FFF_FFFF  # dropout is a function of (seed, step): nothing to store
+        sums = self.form(run, micro, self.micro, seed)
         params = [p for group in optimizer.param_groups for p in group["params"]]
-        record = sum_gradients(params, sums, sorted(total))
+        record = sum_gradients(params, sums, sorted(units(run, micro)))
         norm = nn.utils.clip_grad_norm_(params, self.clip or math.inf)
         values = {k: float(v) for k, v in record.items()} | {"norm": float(norm)}
         rate = self.rate * self.factor(run.progress, 1 / run.total)
@@ -111,6 +109,18 @@ class Descend:
         self.optimizer.load_state_dict({"state": dict(entries), "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
+def summed(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> dict[str, Tensor]:
+    """Backward of every piece's sums over the units of the whole step: cutting changes nothing. For objectives that look at a group at a time."""
+    torch.manual_seed(seed)
+    total, sums = units(run, batches), dict[str, Tensor]()
+    for piece in (piece for batch in batches for piece in pieces(share(batch), tokens)):
+        losses = {k: v / (total[k] or 1) for k, v in run.objective(run.net, piece).items()}
+        torch.stack(list(losses.values())).sum().backward()
+        for k, v in losses.items():
+            sums[k] = sums[k] + v.detach() if k in sums else v.detach()
+    return sums
+
+
 def units(run: Run, batches: Sequence[Batch]) -> Counter:
     """Units a term over the whole step, known before any backward pass: what makes accumulation exact."""
     total: Counter = Counter()
@@ -120,17 +130,23 @@ def units(run: Run, batches: Sequence[Batch]) -> Counter:
 
 
 def share(batch: Batch) -> Batch:
-    """The rows of this process: every so-manieth, so that all have rows of like length."""
-    return batch if world() == 1 else batch.pick(range(rank(), len(batch), world()))
+    """The rows of this process: every so-manieth group, so that all have rows of like length."""
+    return batch if world() == 1 else batch.pick(own_rows(batch))
+
+
+def own_rows(batch: Batch) -> list[int]:
+    """Which rows of the batch are this process' to compute."""
+    return [i for group in batch.groups()[rank() :: world()] for i in group]
 
 
 def pieces(batch: Batch, tokens: int) -> Iterator[Batch]:
-    """The batch in pieces of at most `tokens` tokens (a longer row stays whole); none where it has no rows."""
+    """The batch in pieces of at most `tokens` tokens (a longer group stays whole); none where it has no rows."""
     lengths, start, held = batch.ragged("ids").lengths, 0, 0
-    for i, n in enumerate(lengths):
+    for group in batch.groups():
+        n = sum(lengths[i] for i in group)
         if held and held + n > tokens:
-            yield batch.take(start, i)
-            start, held = i, 0
+            yield batch.take(start, group.start)
+            start, held = group.start, 0
         held += n
     if held:
         yield batch if start == 0 else batch.take(start, len(lengths))

@@ -31,7 +31,7 @@ _SILENT = ("loss", "train", "weight")
 
 def from_messages(row: dict[str, Any], column: str, system: str | None, number: int) -> Dialogue:
     """A list of {role, content} or {from, value}, checked turn by turn."""
-    raw = _messages(row, column)
+    raw = messages(row, column)
     named = [_raw_role(message) for message in raw]
     turns = [_turn(message, role) for message, role in zip(raw, named)]
     if (said := optional(row, system)) and turns[0].role != "system":
@@ -41,7 +41,7 @@ def from_messages(row: dict[str, Any], column: str, system: str | None, number: 
     return Dialogue(tuple(turns), number)
 
 
-def _messages(row: dict[str, Any], column: str) -> list[dict[str, Any]]:
+def messages(row: dict[str, Any], column: str) -> list[dict[str, Any]]:
     value = present(row, column)
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise BadRow(f"{quoted(column)} is {kind(value)}, not a list of messages", quoted(value))
@@ -124,6 +124,6 @@ def _history(row: dict[str, Any], column: str | None) -> list[Turn]:
 
 def _from_halves(row: dict[str, Any], prompt: str, completion: str, number: int) -> Dialogue:
     """A prompt and a completion that are lists of messages: loss is taken on the completion alone."""
-    asked, answered = _messages(row, prompt), _messages(row, completion)
+    asked, answered = messages(row, prompt), messages(row, completion)
     raw = [{**message, "loss": False} for message in asked] + answered
     return from_messages({"messages": raw}, "messages", None, number)

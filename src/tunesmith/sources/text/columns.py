@@ -43,6 +43,18 @@ PROMPTS = (
     ("problem", "solution"),
     ("mr", "ref"),
 )
+RELATED = (
+    ("anchor", "positive"),
+    ("query", "positive"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("question", "answer"),
+    *PAIRS,
+)
+NEGATIVES = ("negative", "negatives", "hard_negative", "hard_negatives")
+ASKED = ("prompt", "question", "instruction", "query", "input")
+ANSWERS = ("completion", "response", "output", "answer")
+VERDICTS = ("label", "kto_tag", "good", "desirable", "verdict")
 CHATS = ("messages", "conversations", "conversation")
 
 KNOWN = frozenset(
@@ -56,6 +68,11 @@ KNOWN = frozenset(
         *SPANS,
         *CHATS,
         *(n for p in (*PAIRS, *PROMPTS) for n in p),
+        "anchor",
+        "positive",
+        *NEGATIVES,
+        "chosen",
+        "rejected",
         "instruction",
         "system",
         "id",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,27 +11,14 @@ from torch import Tensor
 
 from ...core import Ragged
 from ...errors import Refusal
-from .examples import Classified, Dialogue, Example, Plain, Scored, Tagged
+from .examples import Classified, Dialogue, Example, Judged, Plain, Preferred, Related, Scored, Tagged
+from .task import Task
 from .template import Template
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is asked of a model. `kind` is the objective's: single, multi, score, tag or generate."""
-
-    name: str
-    kind: str
-    labels: tuple[str, ...] = ()
-
-    @property
-    def outputs(self) -> int:
-        """Outputs of the head; 0 where the vocabulary is the head."""
-        return {"score": 1, "generate": 0}.get(self.kind, len(self.labels))
-
-
-@dataclass(frozen=True)
 class Encoded:
-    """`columns` for a Table; `kept[i]` is the example behind row i; `lengths` before truncation, in tokens."""
+    """`columns` for a Table; `kept[i]` is the example behind row i, or behind the i-th group of rows; `lengths` of rows before truncation, in tokens."""
 
     columns: dict[str, Tensor | Ragged]
     kept: tuple[Example, ...]
@@ -55,7 +42,7 @@ class Reader:
         """Raises Refusal where nothing is left to learn from a row after truncation, naming the rows."""
         if not examples:
             raise Refusal("there are no examples", where="data")
-        how = ENCODERS[task.kind] if task.kind != "generate" else CASES[type(examples[0]), self.seq2seq]
+        how = ENCODERS[task.kind] if task.name != "generate" else CASES[type(examples[0]), self.seq2seq]
         return how(self, examples, task)
 
     def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, Any]:
@@ -193,6 +180,64 @@ def pairs(reader: Reader, examples: Sequence[Dialogue], task: Task) -> Encoded:
     return Encoded(columns, tuple(examples), uncut(reader, asked, None, found))
 
 
+def preferred(reader: Reader, examples: Sequence[Preferred], task: Task) -> Encoded:
+    """Two rows an example, `side` 0 the chosen and 1 the rejected answer. Where truncation took one, both go."""
+    flat = [d for e in examples for d in (e.chosen, e.rejected)]
+    found = CASES[Dialogue, reader.seq2seq](reader, flat, task)
+    alive = {id(d) for d in found.kept}
+    whole = [e for e in examples if id(e.chosen) in alive and id(e.rejected) in alive]
+    if len(whole) < len(examples):
+        return replace(preferred(reader, whole, task), notes=dropped(examples, range(len(whole))))
+    return Encoded({**found.columns, **sides(len(examples), 2)}, tuple(examples), found.lengths)
+
+
+def sides(n: int, rows: int) -> dict[str, Tensor | Ragged]:
+    """n groups of as many rows."""
+    return {"group": torch.arange(n).repeat_interleave(rows), "side": torch.arange(rows).repeat(n)}
+
+
+def judged(reader: Reader, examples: Sequence[Judged], task: Task) -> Encoded:
+    """good (B,): 1 where the answer was found good, else 0."""
+    flat = [e.dialogue for e in examples]
+    found = CASES[Dialogue, reader.seq2seq](reader, flat, task)
+    place = {id(d): e for d, e in zip(flat, examples, strict=True)}
+    kept = tuple(place[id(d)] for d in found.kept)
+    return replace(found, columns={**found.columns, "good": torch.tensor([float(e.good) for e in kept])}, kept=kept)
+
+
+def compared(reader: Reader, examples: Sequence[Preferred], task: Task) -> Encoded:
+    """For a reward: what was asked and what was answered, as a pair of texts; two rows an example, as in `preferred`."""
+    template = Template.of(reader.tokenizer, reader.template)
+    flat = [d for e in examples for d in (e.chosen, e.rejected)]
+    asked, answers = [template.asked(d.turns[:-1]) for d in flat], [d.turns[-1].content for d in flat]
+    found = reader.texts(asked, answers)
+    columns: dict[str, Tensor | Ragged] = {"ids": ragged(found["input_ids"]), **sides(len(examples), 2)}
+    if reader.types:
+        columns["types"] = ragged(found["token_type_ids"])
+    return Encoded(columns, tuple(examples), uncut(reader, asked, answers, found["input_ids"]))
+
+
+def related(reader: Reader, examples: Sequence[Related], task: Task) -> Encoded:
+    """A row a text. side (B,): 0 the anchor, 1 the positive, from 2 on negatives; text (B,): equal for equal texts; label (B,) or score (B,) where there are.
+
+    Texts of one example are a group, so that each keeps its own.
+    """
+    flat = [t for e in examples for t in e.texts]
+    index = {t: i for i, t in enumerate(dict.fromkeys(flat))}
+    found = reader.texts(list(index))
+    ids, of = found["input_ids"], [index[t] for t in flat]
+    sizes = torch.tensor([len(e.texts) for e in examples])
+    columns: dict[str, Tensor | Ragged] = {"ids": ragged([ids[i] for i in of]), "group": torch.arange(len(examples)).repeat_interleave(sizes)}
+    columns |= {"side": torch.cat([torch.arange(n) for n in sizes.tolist()]), "text": torch.tensor(of)}
+    names = {label: i for i, label in enumerate(task.labels)}
+    if task.kind == "grouped":
+        columns["label"] = torch.tensor([names[e.label or ""] for e in examples]).repeat_interleave(sizes)
+    if task.kind == "similar":
+        columns["score"] = torch.tensor([e.score or 0.0 for e in examples]).repeat_interleave(sizes)
+    lengths = uncut(reader, list(index), None, ids)
+    return Encoded(columns, tuple(examples), tuple(lengths[i] for i in of))
+
+
 def refuse_plain(reader: Reader, examples: Sequence[Plain], task: Task) -> Encoded:
     raise Refusal("an encoder-decoder learns from prompts and answers, and this file has plain text", where="data.train", fix="columns prompt and completion")
 
@@ -215,23 +260,19 @@ def dropped(examples: Sequence[Example], kept: Sequence[int]) -> list[str]:
     return [f"{gone} rows left out: truncation took all their labels"] if gone else []
 
 
-ENCODERS: dict[str, Callable[[Reader, Any, Task], Encoded]] = {"single": single, "multi": multi, "score": score, "tag": tag}
+ENCODERS: dict[str, Callable[[Reader, Any, Task], Encoded]] = {
+    "single": single,
+    "multi": multi,
+    "score": score,
+    "tag": tag,
+    "reward": compared,
+    **dict.fromkeys(("pairs", "similar", "grouped", "texts"), related),
+}
 CASES: dict[tuple[type, bool], Callable[[Reader, Any, Task], Encoded]] = {
     (Dialogue, False): dialogues,
     (Plain, False): plain,
     (Dialogue, True): pairs,
     (Plain, True): refuse_plain,
+    **{(Preferred, seq2seq): preferred for seq2seq in (False, True)},
+    **{(Judged, seq2seq): judged for seq2seq in (False, True)},
 }
-
-
-def task_of(name: str, examples: Sequence[Example], multi_label: bool = False) -> Task:
-    """The task with the labels that the training rows use, in a fixed order."""
-    if name == "classify":
-        several = multi_label or any(len(e.labels) != 1 for e in examples)  # type: ignore[union-attr]
-        return Task(name, "multi" if several else "single", tuple(sorted({label for e in examples for label in e.labels})))  # type: ignore[union-attr]
-    if name == "tag":
-        tags = {t for e in examples for t in e.tags}  # type: ignore[union-attr]
-        kinds = {t[2:] for t in tags if t[:2] in ("B-", "I-")}
-        other = sorted(tags - {"O"} - {f"{p}-{k}" for p in "BI" for k in kinds})
-        return Task(name, "tag", ("O", *other, *(f"{p}-{k}" for k in sorted(kinds) for p in "BI")))
-    return Task(name, name)

@@ -62,4 +62,32 @@ class Plain:
     row: int
 
 
-Example = Classified | Tagged | Scored | Dialogue | Plain
+@dataclass(frozen=True)
+class Preferred:
+    """Two dialogues that differ in their last answer: `chosen` is the better one."""
+
+    chosen: Dialogue
+    rejected: Dialogue
+    row: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A dialogue whose last answer somebody found good or not."""
+
+    dialogue: Dialogue
+    good: bool
+    row: int
+
+
+@dataclass(frozen=True)
+class Related:
+    """Texts to embed: an anchor, then what means the same, then what does not; or two with a score; or one, with a label or without."""
+
+    texts: tuple[str, ...]
+    row: int
+    score: float | None = None
+    label: str | None = None
+
+
+Example = Classified | Tagged | Scored | Dialogue | Plain | Preferred | Judged | Related

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tunesmith.errors import Refusal
 from tunesmith.sources.text.cells import BadRow
 from tunesmith.sources.text.columns import Columns
-from tunesmith.sources.text.examples import Classified, Dialogue, Example, Plain, Scored, Tagged, Turn
+from tunesmith.sources.text.examples import Classified, Dialogue, Example, Judged, Plain, Preferred, Related, Scored, Tagged, Turn
 from tunesmith.sources.text.plans import PLANS, ROLES, Options, Plan
 from tunesmith.sources.text.records import Records, counted, quoted
 
@@ -114,6 +114,13 @@ def preview(format: Format, n: int = 3) -> list[str]:
 def _line(example: Example) -> str:
     if isinstance(example, Plain):
         return quoted(example.text, 120)
+    if isinstance(example, Related):
+        more = "" if example.score is None and example.label is None else f" -> {example.label if example.score is None else f'{example.score:g}'}"
+        return " / ".join(quoted(t, 60) for t in example.texts[:4]) + more
+    if isinstance(example, Preferred):
+        return f"{_line(example.chosen)} | not: {quoted(example.rejected.turns[-1].content)}"
+    if isinstance(example, Judged):
+        return f"{_line(example.dialogue)} -> {'good' if example.good else 'not good'}"
     if isinstance(example, Dialogue):
         return " | ".join(f"{turn.role}{'*' * turn.learn}: {quoted(turn.content)}" for turn in example.turns[:6])
     if isinstance(example, Tagged):

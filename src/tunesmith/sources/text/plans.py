@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.errors import Refusal
-from tunesmith.sources.text import chats, guesses, tags
+from tunesmith.sources.text import chats, guesses, preferences, tags
 from tunesmith.sources.text import columns as known
 from tunesmith.sources.text.cells import BadRow, alike, lines, name, number, present, text, usual
 from tunesmith.sources.text.columns import Columns, plain
-from tunesmith.sources.text.examples import Classified, Dialogue, Example, Plain, Scored, Tagged
+from tunesmith.sources.text.examples import Classified, Dialogue, Example, Plain, Related, Scored, Tagged
 from tunesmith.sources.text.records import counted, quoted
 
 _PROMPTED = ("instruction", "input", "output", "prompt", "completion")
+_COMPARED = ("prompt", "messages", "chosen", "rejected", "system")
 ROLES = {
     "classify": ("text", "pair", "label"),
     "tag": ("tokens", "tags", "text", "spans"),
-    "score": ("text", "pair", "score"),
-    "generate": ("messages", "conversations", *_PROMPTED, "system", "history", "text"),
+    "score": ("text", "pair", "score", *_COMPARED),
+    "generate": ("messages", "conversations", *_PROMPTED, "system", "history", "text", "chosen", "rejected", "label"),
+    "embed": ("anchor", "positive", "negative", "text", "pair", "score", "label"),
 }
 
 
@@ -93,6 +95,8 @@ def _known(names: Collection[str], labels: frozenset[str] | None, column: str) -
 
 
 def _score(view: Columns, options: Options) -> Plan:
+    if view.both(("chosen", "rejected"), (("chosen", "rejected"),)) and (compared := _preferred(view)):
+        return compared
     one, two = _texts(view, "score")
     score = view.find("score", known.SCORE, (one, two))
     if not (one and score) and guesses.headerless(view):
@@ -157,12 +161,11 @@ def _strings(row: dict[str, Any], column: str) -> list[str]:
 def _generate(view: Columns, options: Options) -> Plan:
     """The richest format that the columns allow: messages, then prompts with answers, then plain text. The user's roles come first."""
     given = set(view.given) - {"system", "history"}
-    readers = [(("messages", "conversations"), _chat), (_PROMPTED, _prompted), (("text",), _plain_text)]
+    readers = [((*_COMPARED, "label"), _preferred), (("messages", "conversations"), _chat), (_PROMPTED, _prompted), (("text",), _plain_text)]
     plans = [plan for roles, reader in readers if not given or given & set(roles) for plan in [reader(view)] if plan]
     if not plans and not given and guesses.headerless(view):
         plans = [_headerless(view)]
     if not plans:
-        _refuse_preferences(view)
         looked = (*known.CHATS, "prompt + completion", "question + answer", "instruction + output", "text")
         raise view.missing("generate", {"prompt": view.given.get("prompt"), "completion": view.given.get("completion")}, {"prompt": looked})
     if len(plans) > 1:
@@ -170,10 +173,23 @@ def _generate(view: Columns, options: Options) -> Plan:
     return plans[0]
 
 
-def _refuse_preferences(view: Columns) -> None:
-    if view.has("chosen") and view.has("rejected"):
-        what = "these are preferences (chosen and rejected answers), not answers to learn"
-        raise Refusal(what, where=view.records.path, fix="`objective: prefer` learns from them")
+def _preferred(view: Columns) -> Plan | None:
+    """A better and a worse answer; or an answer (the file's, or a dialogue's last) with a verdict that is true or false."""
+    two = view.both(("chosen", "rejected"), (("chosen", "rejected"),))
+    verdict = view.given.get("label") or next((c for c in map(view.has, known.VERDICTS) if c and _is_verdict(view, c)), None)
+    if not (two or verdict):
+        return None
+    asked: dict[str, str | None] = {role: view.given.get(role) or view.has(role) for role in ("system", "input")}
+    asked |= {"messages": view.find("messages", known.CHATS), "prompt": view.find("prompt", known.ASKED)}
+    if two:
+        pair = {"chosen": two[0], "rejected": two[1], **asked}
+        return Plan("chosen + rejected", pair, lambda i, row: preferences.from_pair(row, pair, i))
+    judged = {"label": verdict, "completion": None if asked["messages"] else view.find("completion", known.ANSWERS), **asked}
+    return Plan("answer + verdict", judged, lambda i, row: preferences.from_verdict(row, judged, i))
+
+
+def _is_verdict(view: Columns, column: str) -> bool:
+    return all(isinstance(row.get(column), bool) for row in view.records.rows)
 
 
 def _chat(view: Columns) -> Plan | None:
@@ -181,8 +197,6 @@ def _chat(view: Columns) -> Plan | None:
     column = named or next((c for c in map(view.has, known.CHATS) if c and _is_list(view, c)), None)
     if column is None:
         return None
-    if view.has("chosen") and view.has("rejected"):
-        _refuse_preferences(view)
     system = view.given.get("system") or view.has("system")
     first = next((row[column] for row in view.records.rows if row.get(column)), [])
     style = "sharegpt" if isinstance(first, list) and first and isinstance(first[0], dict) and "from" in first[0] else "messages"
@@ -228,4 +242,43 @@ def _headerless(view: Columns) -> Plan:
     return _dialogue("prompt + completion", {"prompt": view.found[0], "completion": view.found[1]})
 
 
-PLANS: dict[str, Callable[[Columns, Options], Plan]] = {"classify": _classify, "tag": _tag, "score": _score, "generate": _generate}
+def _embed(view: Columns, options: Options) -> Plan:
+    """Two texts with a score; an anchor with a positive, and perhaps negatives; a text with a label; or texts alone."""
+    two = view.both(("anchor", "positive"), ()) or view.both(("text", "pair"), ()) or view.both(("anchor", "positive"), known.RELATED)
+    score = view.given.get("score") or (view.find("score", ("score", "similarity", "similarity_score")) if two else None)
+    if not two and not view.given and guesses.headerless(view):
+        one, pair, score = guesses.score(view, None, None, None)
+        two = (one, pair) if one and pair and score else None
+    if two:
+        negatives = (
+            []
+            if score
+            else [view.given["negative"]]
+            if "negative" in view.given
+            else [n for n in view.found if plain(n).rstrip("_0123456789") in known.NEGATIVES]
+        )
+        return _related({"anchor": two[0], "positive": two[1], **{f"negative {i + 1}": n for i, n in enumerate(negatives)}, "score": score})
+    one = view.find("text", known.TEXT)
+    label = view.find("label", known.LABEL, (one,))
+    if not one and guesses.headerless(view):
+        one, _, label = guesses.classify(view, None, None, label)
+    if not one:
+        raise view.missing("embed", {"anchor": None, "positive": None}, {"anchor": ("anchor + positive", "two texts + score", "text + label", "text")})
+    return _related({"text": one, "label": label})
+
+
+def _related(columns: dict[str, str | None]) -> Plan:
+    score, label = columns.get("score"), columns.get("label")
+    texts = [column for role, column in columns.items() if column and role not in ("score", "label")]
+
+    def build(i: int, row: dict[str, Any]) -> Related:
+        said = [t for column in texts for t in (row[column] if isinstance(row.get(column), list) and row[column] else [text(row, column)])]
+        if not all(isinstance(t, str) and t.strip() for t in said):
+            raise BadRow("a list of texts has an entry that is none")
+        return Related(tuple(said), i, number(row, score) if score else None, name(present(row, label), label) if label else None)
+
+    names = ["text"] if "text" in columns else ["anchor", "positive", *(["negatives"] if len(texts) > 2 else [])]
+    return Plan(" + ".join(names + [role for role in ("score", "label") if columns.get(role)]), columns, build)
+
+
+PLANS: dict[str, Callable[[Columns, Options], Plan]] = {"classify": _classify, "tag": _tag, "score": _score, "generate": _generate, "embed": _embed}
