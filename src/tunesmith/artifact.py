@@ -29,9 +29,9 @@ from .networks.transformer import Transformer
 from .peft_format import from_peft, to_peft
 from .sources.table import Table
 from .sources.text.encode import Reader
-from .sources.text.task import Task
 from .sources.text.examples import Classified, Dialogue, Plain, Scored, Tagged, Turn
 from .sources.text.tags import cut
+from .sources.text.task import Task
 from .sources.text.template import Template
 
 FORMAT = 1

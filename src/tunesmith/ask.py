@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .recipe import Recipe, recipe
 from .sources.table import Table
 from .sources.text.formats import detect
 from .sources.text.read import read
+from .sources.text.task import kind_of
 
 
 def evaluate(folder: Path, file: str) -> dict[str, Any]:
@@ -30,9 +32,10 @@ def evaluate(folder: Path, file: str) -> dict[str, Any]:
         records = read(file, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split="test", where_key="data")
     found = detect(records, made.task, d.columns or None, multi_label=d.multi_label, bad_rows=d.bad_rows, repair=d.repair)
     known(tuned.task, found.examples(), "eval")
-    part = Part("eval", found, tuned.reader.encode(found.examples(), tuned.task))
+    task = replace(tuned.task, kind=kind_of(tuned.task.name, found.examples(), tuned.task.kind == "multi"))
+    part = Part("eval", found, tuned.reader.encode(found.examples(), task), task)
     table = Table(part.encoded.columns, tuned.task.name, device=tuned.net.device)
-    outcome = probe_of(part, table, tuned.task, tuned.reader, made).ask(tuned.net)
+    outcome = probe_of(part, table, tuned.reader, made).ask(tuned.net)
     return {"rows": len(part.examples), "loss": outcome.loss, "scores": dict(outcome.scores.values), "undefined": dict(outcome.scores.reasons)}
 
 

@@ -16,11 +16,11 @@ from .errors import Refusal
 from .networks.load import Origin, load_config, load_tokenizer, origin
 from .recipe import Data, Recipe
 from .sources.text.encode import Encoded, Reader
-from .sources.text.task import Task, kind_of, task_of
 from .sources.text.examples import Example
 from .sources.text.formats import Format, detect, preview
 from .sources.text.read import read
 from .sources.text.records import Records
+from .sources.text.task import Task, kind_of, task_of
 
 DEFAULT_LENGTH = {"classify": 512, "tag": 512, "score": 512, "generate": 1024, "embed": 256}
 OUTER, INNER = 20240229, 20240301  # seeds of what is held out

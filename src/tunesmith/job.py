@@ -23,10 +23,9 @@ from .recipe import Recipe, objective
 from .shared import Shared
 from .sources.features import Features
 from .sources.table import Table
-from .sources.witness import Witness
 from .sources.text.encode import Reader
-from .sources.text.task import Task
 from .sources.text.examples import Dialogue
+from .sources.witness import Witness
 from .updates import UPDATES, Descend
 
 Rows = Table | Features | Witness  # a table, as it is or with more columns
@@ -70,7 +69,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     u = recipe.update
     rate, form = u.rate or method.rate(net.anatomy.kind, net.anatomy.width), UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
     run = Run(net, delta, learn, [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
-    probes = [probe_of(part, enriched(above.of(part), learn.judges, setting), setting) if part else None for part in (data.eval, data.test)]
+    probes = [probe_of(part, enriched(above.of(part), learn.judges, setting), data.reader, recipe) if part else None for part in (data.eval, data.test)]
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net)])
 
 
@@ -176,9 +175,9 @@ def lengths(recipe: Recipe, table: Table) -> tuple[int, int]:
     return max(1, math.ceil((b.epochs or (10_000 if b.minutes else 3)) * period)), period
 
 
-def probe_of(part: Part, source: Rows, setting: Setting) -> Probe:
+def probe_of(part: Part, source: Rows, reader: Reader, recipe: Recipe) -> Probe:
     """A part that can be asked about; its rows come from the source."""
-    return Probe(part.name, source.once, part.task.kind, part.task.labels, references(part, part.task.kind), writer(part, setting.data.reader, setting.recipe))
+    return Probe(part.name, source.once, part.task.kind, part.task.labels, references(part, part.task.kind), writer(part, reader, recipe))
 
 
 def references(part: Part, kind: str) -> list[Any]:

@@ -219,9 +219,9 @@ def kinds(data: Mapping[str, Any], places: Places | None) -> None:
             raise Refusal(
                 f"`{section}` is {data[section]!r}", where=at(places, section), fix=f"{section}: {next(iter(table))}, or {{kind: {next(iter(table))}, ...}}"
             )
-        kind = data[section].get("kind") or (next(iter(table)) if section != "method" else None)
+        kind = str(data[section].get("kind") or (next(iter(table)) if section != "method" else None))
         if kind not in table:
-            near = closest(str(kind), table)
+            near = closest(kind, table)
             raise Refusal(f"there is no {section} `{kind}`", where=at(places, section), fix=f"did you mean `{near}`?" if near else f"one of {', '.join(table)}")
         if section in OPTIONS:
             build(OPTIONS[section](table[kind]), without_kind(data[section]), section, places)

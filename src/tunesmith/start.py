@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .checkpoint import write_file
 from .errors import Refusal
+from .sources.text.examples import Scored
 from .sources.text.formats import Format, detect, preview
 from .sources.text.read import read
 from .sources.text.records import Records
@@ -52,8 +53,8 @@ def fits(task: str, found: Format) -> bool:
     if task == "classify":
         return len({e.labels for e in found.examples()}) <= max(2, len(found) // 2)  # type: ignore[union-attr]
     if task == "score":
-        values = {e.score for e in found.examples()}  # type: ignore[union-attr]
-        return len(values) > 10 or any(v != int(v) for v in values)
+        values = {e.score for e in found.examples() if isinstance(e, Scored)}
+        return len(values) > 10 or any(v != round(v) for v in values)
     return True
 
 

@@ -31,7 +31,6 @@ from ..job import Job, assemble, probe_of
 from ..progress import Reporter
 from ..recipe import Recipe
 from ..shared import Shared
-from ..sources.features import Features
 from ..sources.table import Table
 from ..sources.text.examples import Dialogue
 from ..train import Result, identity, predictions
@@ -152,7 +151,7 @@ def linear_heads(recipe: Recipe, data: Dataset, shared: Shared, reporter: Report
 
 def states(job: Job) -> tuple[np.ndarray, np.ndarray]:
     """Frozen states and labels of the training rows (for tags: labelled tokens), at most `UNITS`, evenly chosen."""
-    source = job.run.stream[0].train
+    source: Any = job.run.stream[0].train
     xs, ys = [], []
     with torch.no_grad():
         for batch in source.once(job.net):
@@ -193,7 +192,7 @@ def texts_to_write(recipe: Recipe, data: Dataset, shared: Shared, reporter: Repo
                 reporter.say(f"{name}: left out, plain text has no prompts to stand before, or they do not fit", "yellow")
                 continue
             table = Table(part.encoded.columns, data.task.name, device=net.device)
-            yield told(name, job, probe_of(part, table, data.task, data.reader, recipe).ask(net), 0.0, 0)
+            yield told(name, job, probe_of(part, table, data.reader, recipe).ask(net), 0.0, 0)
         if shared.keeps:
             job.delta.detach()
 
@@ -212,4 +211,4 @@ def with_examples(data: Dataset, shots: int) -> Part | None:
     except Refusal:
         return None
     fits = max(encoded.lengths) <= data.reader.max_length
-    return Part(data.eval.name, data.eval.format, replace(encoded, kept=data.eval.encoded.kept)) if fits else None
+    return Part(data.eval.name, data.eval.format, replace(encoded, kept=data.eval.encoded.kept), data.eval.task) if fits else None

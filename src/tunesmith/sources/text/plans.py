@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.errors import Refusal
 from tunesmith.sources.text import chats, guesses, preferences, tags
 from tunesmith.sources.text import columns as known
 from tunesmith.sources.text.cells import BadRow, alike, lines, name, number, present, text, usual

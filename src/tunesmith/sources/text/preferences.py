@@ -11,7 +11,7 @@ from tunesmith.sources.text.cells import BadRow, kind, optional, present, text
 from tunesmith.sources.text.examples import Dialogue, Judged, Preferred
 from tunesmith.sources.text.records import quoted
 
-Message = Mapping[str, Any]
+Message = dict[str, Any]
 
 
 def from_pair(row: dict[str, Any], columns: Mapping[str, str | None], number: int) -> Preferred:
