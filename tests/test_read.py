@@ -117,7 +117,7 @@ def test_parquet(monkeypatch):
     monkeypatch.setattr(arrow, "MAX_UNPACKED", 10)
     assert "unpacks to more" in refused("a.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pip install pyarrow" in refused("a.parquet")
+    assert 'pip install "tunesmith[data]"' in refused("a.parquet")
 
 
 class Feature:

@@ -31,6 +31,11 @@ class Refusal(Exception):
         return "\n".join([head, *(f"  why: {self.why}" for _ in range(bool(self.why))), *(f"  fix: {self.fix}" for _ in range(bool(self.fix)))])
 
 
+def not_installed(what: str, extra: str, *, where: str = "", why: str = "") -> Refusal:
+    """For what a plain installation leaves out."""
+    return Refusal(what, where=where, why=why, fix=f'pip install "tunesmith[{extra}]"')
+
+
 class Diverged(Refusal):
     """The loss or a gradient is no longer a number. Raised before the update, so the weights are still good."""
 

@@ -34,7 +34,7 @@ class News:
 
 @dataclass(frozen=True)
 class Over:
-    """A run is finished; `trained`: just now, not by an earlier command."""
+    """A run is finished; `trained`: just now, not by an earlier command. `turn`: what the label's runs differ in."""
 
     label: str
     seed: int
@@ -42,6 +42,7 @@ class Over:
     value: float | None
     seconds: float
     trained: bool
+    turn: str = "seed"
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Left:
     why: str
 
 
-def over(label: str, seed: int, result: Result, began: float) -> Over:
+def over(label: str, seed: int, result: Result, began: float, turn: str = "seed") -> Over:
     """`began`: when it was asked for, in seconds of the clock on the wall."""
     fresh = (result.folder / "result.json").stat().st_mtime >= began
-    return Over(label, seed, result["metric"], result["after"].get(result["metric"]), result["train_seconds"], fresh)
+    return Over(label, seed, result["metric"], result["after"].get(result["metric"]), result["train_seconds"], fresh, turn)
 
 
 def left(label: str, refusal: Refusal) -> Left:
@@ -138,7 +139,7 @@ class Board:
             self.spared += 1 / self.runs
             return
         if not self.live:
-            self.reporter.say(f"{told.label}, seed {told.seed}: {told.metric} {figure(told.value)}, {told.seconds:.1f} s{self.left()}")
+            self.reporter.say(f"{told.label}, {told.turn} {told.seed}: {told.metric} {figure(told.value)}, {told.seconds:.1f} s{self.left()}")
             self.spoke = time.monotonic()
         self.refresh(told.label)
 

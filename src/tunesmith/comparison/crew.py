@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ..errors import OutOfMemory, Refusal
+from ..errors import OutOfMemory, Refusal, not_installed
 from ..progress import Reporter
 from ..shared import Shared
 from .board import Left, News, Over, Tell
@@ -168,7 +168,7 @@ def asked_for_ray() -> Any:
     try:
         import ray
     except ImportError as e:
-        raise Refusal("several jobs need Ray", where="--jobs", why=str(e), fix='pip install "tunesmith[ray]"') from e
+        raise not_installed("several jobs need Ray", "ray", where="--jobs", why=str(e)) from e
     return ray
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core import Listener, Run
-from ..errors import Diverged, Refusal
+from ..errors import Diverged, Refusal, not_installed
 from ..evaluate.metrics import better
 from ..listeners import Evaluate
 from ..progress import Reporter
@@ -114,11 +114,11 @@ def candidate(worker: Worker, arm: Arm, trial: Trial, rate: float, k: int) -> Re
     try:
         result = run(made, Reporter(quiet=True), company=company)
     except Diverged:
-        worker.tell(Over(label, k, "loss", None, 0.0, True))
+        worker.tell(Over(label, k, "loss", None, 0.0, True, "candidate"))
         return None
     rungs.report(result["history"])
     shutil.rmtree(result.folder / "artifact", ignore_errors=True)
-    worker.tell(over(label, k, result, began))
+    worker.tell(over(label, k, result, began, "candidate"))
     return result
 
 
@@ -170,7 +170,7 @@ def asked_for_optuna(seed: int) -> Study:
     try:
         import optuna
     except ImportError as e:
-        raise Refusal("a search needs optuna", where="--tune", why=str(e), fix='pip install "tunesmith[tune]"') from e
+        raise not_installed("a search needs optuna", "tune", where="--tune", why=str(e)) from e
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
     return optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(n_startup_trials=DRAWN, seed=seed), pruner=pruner)

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..core import Network
-from ..errors import Refusal
+from ..errors import Refusal, not_installed
 
 OWN = {"PROMPT_TUNING": "prompt", "P_TUNING": "prompt", "MULTITASK_PROMPT_TUNING": "prompt", "CPT": "prompt"}
 OWN |= {"PREFIX_TUNING": "prefix", "CARTRIDGE": "prefix", "ADAPTION_PROMPT": "prefix"}
@@ -29,7 +29,7 @@ BOOKKEEPING = {"peft_type", "auto_mapping", "peft_version", "base_model_name_or_
 def config_types() -> dict[str, Any]:
     """Name of a method -> the class of its configuration. Imports PEFT."""
     if importlib.util.find_spec("peft") is None:
-        raise Refusal("this method needs peft", where="method", fix='pip install "tunesmith[peft]"')
+        raise not_installed("this method needs peft", "peft", where="method")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it tells of a kernel it lacks
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 

@@ -14,13 +14,13 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from ..errors import Refusal
+from ..errors import Refusal, not_installed
 
 
 def configuration(bits: int) -> hf.BitsAndBytesConfig:
     """NF4 with double quantisation (Dettmers et al. 2023, QLoRA, section 3), or LLM.int8 (Dettmers et al. 2022)."""
     if missing := [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]:
-        raise Refusal(f"a {bits}-bit base needs {' and '.join(missing)}", where="model.bits", fix='pip install "tunesmith[quant]"')
+        raise not_installed(f"a {bits}-bit base needs {' and '.join(missing)}", "quant", where="model.bits")
     if bits not in (4, 8):
         raise Refusal(f"a base in {bits} bits cannot be loaded", where="model.bits", fix="4 or 8")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of a kernel it lacks, and of each cast of an 8-bit layer

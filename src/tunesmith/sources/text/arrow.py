@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tunesmith.errors import Refusal
+from tunesmith.errors import Refusal, not_installed
 from tunesmith.hub import offline_if_unreachable
 from tunesmith.sources.text.decoding import MAX_UNPACKED
 from tunesmith.sources.text.records import Records, counted, too_big
@@ -21,7 +21,7 @@ def read_parquet(data: bytes, shown: str) -> Records:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise Refusal("reading Parquet needs pyarrow, which is not installed", where=shown, fix="pip install pyarrow") from None
+        raise not_installed("reading Parquet needs pyarrow", "data", where=shown) from None
     try:
         file = ParquetFile(io.BytesIO(data))
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
@@ -66,8 +66,7 @@ def read_hub(name: str, split: str, key: str, near: list[str]) -> Records:
     try:
         import datasets
     except ImportError:
-        what = f"there is no file {name}, and reading it from the Hub needs `datasets`, which is not installed"
-        raise Refusal(what, where=key, fix="pip install datasets") from None
+        raise not_installed(f"there is no file {name}, and reading it from the Hub needs `datasets`", "data", where=key) from None
     place, _, config = name.partition(":")
     try:
         with offline_if_unreachable():
