@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..core import Network
-from ..errors import Refusal, not_installed
+from ..errors import not_installed
 
 OWN = {"PROMPT_TUNING": "prompt", "P_TUNING": "prompt", "MULTITASK_PROMPT_TUNING": "prompt", "CPT": "prompt"}
 OWN |= {"PREFIX_TUNING": "prefix", "CARTRIDGE": "prefix", "ADAPTION_PROMPT": "prefix"}
