@@ -129,7 +129,7 @@ def compare(
     context: typer.Context,
     recipe: RecipeFile,
     methods: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm; the first has the recipe's seed.")] = 3,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each arm, by default 3 (10 draws of few rows); the first has the recipe's seed.")] = None,
     budget: Annotated[str | None, typer.Option(help="Of each run: 20m, epochs=3, steps=500, examples=10k, tokens=2M.")] = None,
     vary: Annotated[list[str] | None, typer.Option(help="Any key of the recipe as a further axis: update.rate=1e-3,2e-3. Repeatable.")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="First search each method's learning rate, on rows held out of the training rows.")] = False,

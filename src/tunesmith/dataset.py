@@ -69,6 +69,7 @@ def read_data(recipe: Recipe) -> Dataset:
     formats = {name: found for name in names if (found := read_part(recipe, name))}
     examples = {name: found.examples() for name, found in formats.items()}
     examples["train"], held = sample(recipe.data, examples["train"])
+    examples["train"] = recipe.built_stream().draw(examples["train"], recipe.seed)
     if held:
         formats["eval"], examples["eval"] = formats["train"], held
     task = task_of(recipe.task, examples["train"], recipe.data.multi_label)

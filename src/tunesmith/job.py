@@ -164,10 +164,11 @@ def bar_of(reporter: Reporter, what: str):
 
 
 def lengths(recipe: Recipe, table: Table) -> tuple[int, int]:
-    """Steps in all, and an epoch. Default: three epochs. A time budget ends the run itself; its steps are only a bound."""
+    """Steps in all, and an epoch. Default: the stream's steps, or three epochs. A time budget ends the run itself; its steps are only a bound."""
     b, period = recipe.budget, table.period
-    if b.steps:
-        return b.steps, period
+    unsaid = not (b.epochs or b.examples or b.tokens or b.minutes)
+    if steps := b.steps or (recipe.built_stream().steps if unsaid else None):
+        return steps, period
     if b.examples:
         return math.ceil(b.examples / table.size), period
     if b.tokens:

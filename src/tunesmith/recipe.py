@@ -19,6 +19,7 @@ from .methods import METHODS
 from .objectives import OBJECTIVES
 from .recipe_yaml import Places, apply_overrides, closest, load_yaml
 from .sources.kinds import SOURCES
+from .sources.streams import STREAMS, Few, Single
 from .updates import UPDATES
 
 TASKS = ("classify", "tag", "score", "generate", "embed")
@@ -96,11 +97,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """every: steps or `epoch`; patience: evaluations without a better one before the run stops (0: never); best: keep the best."""
+    """every: steps or `epoch`, by default each epoch, and for few rows at the end alone; patience: evaluations without a better one before the run
+    stops (0: never); best: keep the best evaluation's weights, by default unless the rows are few."""
 
-    every: Positive | Literal["epoch"] = "epoch"
+    every: Positive | Literal["epoch"] | None = None
     patience: Annotated[int, Ge(0)] = 0
-    best: bool = True
+    best: bool | None = None
     samples: Annotated[int, Ge(0)] = 16
     max_new_tokens: Positive = 64
 
@@ -141,6 +143,13 @@ class Recipe:
 
     def built_method(self) -> Method:
         return build(METHODS[self.method["kind"]], without_kind(self.method), "method", None)
+
+    def built_stream(self) -> Single | Few:
+        return build(STREAMS[self.stream["kind"]], without_kind(self.stream), "stream", None)
+
+    @property
+    def keeps_best(self) -> bool:
+        return not self.built_stream().draws if self.evaluate.best is None else self.evaluate.best
 
     def plain(self) -> dict[str, Any]:
         """As it would be written, every default spelt out."""
@@ -206,8 +215,8 @@ def from_aliases(data: dict[str, Any], places: Places | None) -> dict[str, Any]:
     return data
 
 
-TABLES: dict[str, Mapping[str, Any]] = {"method": METHODS, "objective": OBJECTIVES, "stream": {"single": Recipe}, "update": UPDATES}
-OPTIONS: dict[str, Callable[[Any], type]] = {"method": lambda row: row, "objective": options}
+TABLES: dict[str, Mapping[str, Any]] = {"method": METHODS, "objective": OBJECTIVES, "stream": STREAMS, "update": UPDATES}
+OPTIONS: dict[str, Callable[[Any], type]] = {"method": lambda row: row, "objective": options, "stream": lambda row: row}
 
 
 def kinds(data: Mapping[str, Any], places: Places | None) -> None:
@@ -236,6 +245,7 @@ def contradictions(r: Recipe, places: Places | None) -> None:
         (r.task not in learn.tasks, "objective", f"`objective: {r.objective['kind']}` and `task: {r.task}`", f"objective: {' or '.join(serving)}; else task: {' or '.join(learn.tasks)}"),
         (learn.whole and r.update.kind == "descend", "update.kind", f"`update: descend` and `objective: {r.objective['kind']}`, in which all rows of a batch see each other", "update: gradcache"),
         (len(limits) > 1, f"budget.{limits[-1] if limits else ''}", f"two budgets: {' and '.join(limits)}", "keep one of them"),
+        (r.built_stream().draws and (r.evaluate.patience > 0 or bool(r.evaluate.best)), "evaluate", f"choosing on the rows that judge, and `stream: {r.stream['kind']}`: they are more than those to learn from", "leave `patience` and `best` out"),
         (r.evaluate.patience > 0 and r.data.eval is None, "evaluate.patience", "`evaluate.patience` needs `data.eval`", "data.eval: 0.1 holds out a tenth of the training rows"),
         (r.task == "generate" and r.head != HeadOptions(), "head", "`head` and `task: generate`: the vocabulary is the head", "leave `head` out"),
         (r.data.multi_label and r.task != "classify", "data.multi_label", f"`data.multi_label` and `task: {r.task}`", "task: classify"),
@@ -251,7 +261,14 @@ def contradictions(r: Recipe, places: Places | None) -> None:
 
 def vocabulary() -> dict[str, list[str]]:
     """What `tunesmith list` prints."""
-    return {"methods": list(METHODS), "objectives": list(OBJECTIVES), "sources": list(SOURCES), "updates": list(UPDATES), "tasks": list(TASKS)}
+    return {
+        "methods": list(METHODS),
+        "objectives": list(OBJECTIVES),
+        "sources": list(SOURCES),
+        "streams": list(STREAMS),
+        "updates": list(UPDATES),
+        "tasks": list(TASKS),
+    }
 
 
 def objective(kind: str, given: Mapping[str, Any]) -> Objective:

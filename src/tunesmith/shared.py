@@ -43,7 +43,8 @@ class Shared:
     def data(self, recipe: Recipe) -> Dataset:
         if not self.keeps:
             return read_data(recipe)
-        key = json.dumps([asdict(recipe.model), recipe.task, asdict(recipe.data), recipe.built_method().positions])
+        seed = recipe.seed if recipe.built_stream().draws else None
+        key = json.dumps([asdict(recipe.model), recipe.task, asdict(recipe.data), dict(recipe.stream), seed, recipe.built_method().positions])
         if key not in self.rows:
             self.rows[key] = read_data(recipe)
         return self.rows[key]

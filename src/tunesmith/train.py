@@ -154,7 +154,16 @@ def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener
     recipe, run_ = job.recipe, job.run
     period = run_.stream[0].period
     clock, journal = Clock(recipe.budget.minutes or 0.0), Journal(folder / "metrics.jsonl")
-    watch = Evaluate(job.probe, every(recipe.evaluate.every, period), recipe.evaluate.patience, best_keeper(recipe, folder)) if job.probe else None
+    watch = (
+        Evaluate(
+            job.probe,
+            every(recipe.evaluate.every or "epoch", run_.total if recipe.built_stream().draws else period),
+            recipe.evaluate.patience,
+            best_keeper(recipe, folder),
+        )
+        if job.probe
+        else None
+    )
     saving = Checkpoints(folder / "checkpoints", fingerprint(job), every(recipe.checkpoint.every, period), recipe.checkpoint.keep)
     signals = Signals(saving.save)
     with reporter.bar(recipe.method["kind"]) as bar, signals:
@@ -196,7 +205,7 @@ def every(given: int | str, period: int) -> int:
 
 
 def best_keeper(recipe: Recipe, folder: Path):
-    if not (recipe.evaluate.best and parallel.first()):
+    if not (recipe.keeps_best and parallel.first()):
         return None
     return lambda state: write_file(folder / "checkpoints" / "best.safetensors", state)
 
@@ -229,7 +238,7 @@ def best_of(job: Job, folder: Path, watch: Evaluate | None, reporter: Reporter) 
     if not (watch and job.probe):
         return None
     best = folder / "checkpoints" / "best.safetensors"
-    if job.recipe.evaluate.best and watch.best.get("step", 0) not in (0, job.run.done) and best.exists():
+    if job.recipe.keeps_best and watch.best.get("step", 0) not in (0, job.run.done) and best.exists():
         job.delta.load_state_dict(load_file(best))
         reporter.say(f"the best evaluation was at step {watch.best['step']}; its weights are kept")
         return job.probe.ask(job.net)

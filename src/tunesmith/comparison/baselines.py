@@ -102,8 +102,9 @@ def baselines(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Result
     data = shared.data(recipe)
     names = ["untuned", f"untuned, {SHOTS} examples"] if data.task.kind == "generate" else ["majority", "nearest centroid", "linear probe"]
     names = [name for name in names if not (name == "nearest centroid" and data.task.kind in ("score", "multi"))]
-    folders = {name: recipe.folder / "arms" / name.replace(", ", "-").replace(" ", "-") for name in names}
-    wanted = identity(replace(recipe, method={"kind": "head"}, budget=type(recipe.budget)(), seed=0))
+    draws = recipe.built_stream().draws
+    folders = {name: recipe.folder / "arms" / name.replace(", ", "-").replace(" ", "-") / (f"seed-{recipe.seed}" if draws else "") for name in names}
+    wanted = identity(replace(recipe, method={"kind": "head"}, budget=type(recipe.budget)(), seed=recipe.seed if draws else 0))
     found = {name: there for name, folder in folders.items() if (there := finished(folder, wanted))}
     if missing := [name for name in names if name not in found]:
         reporter.say(f"baselines: {', '.join(missing)}")
@@ -172,7 +173,7 @@ def write_head(job: Job, weight: np.ndarray, bias: np.ndarray) -> None:
 
 def told(name: str, job: Job, outcome: Outcome, seconds: float, trained: int) -> tuple[str, dict[str, Any], str]:
     record = {
-        "task": job.recipe.task, "model": job.recipe.model.name, "method": name, "label": name, "baseline": True, "seed": 0,
+        "task": job.recipe.task, "model": job.recipe.model.name, "method": name, "label": name, "baseline": True, "seed": job.recipe.seed,
         "metric": outcome.scores.main, "before": {}, "after": {"loss": outcome.loss, **outcome.scores.values}, "undefined": dict(outcome.scores.reasons),
         "history": [], "trainable_parameters": trained, "total_parameters": sum(p.numel() for p in job.net.parameters()),
         "artifact_bytes": 4 * trained, "peak_memory_bytes": None, "train_seconds": round(seconds, 3), "real_tokens_per_second": None, "steps": 0,

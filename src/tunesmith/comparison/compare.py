@@ -57,7 +57,7 @@ def compare(
     recipe: Recipe,
     methods: Sequence[str],
     *,
-    seeds: int = 3,
+    seeds: int | None = None,
     vary: Sequence[str] = (),
     tune: int = 0,
     jobs: int = 1,
@@ -69,6 +69,7 @@ def compare(
 ) -> Comparison:
     """Train every arm, or take it finished from an earlier command, and write compare.json and report.html.
 
+    `seeds`: runs of each arm, by default as many as the stream asks for (3; of few rows 10 draws).
     `tune`: how many learning rates are tried for each label before its runs, on a part of the training rows; 0: the method's measured default.
     `jobs`: arms trained at a time, each by a process of its own; `on`: "ray", on the machines of its cluster.
     An arm equals the run that its recipe would be alone. A method that refuses this model is said and left out.
@@ -77,6 +78,7 @@ def compare(
     reporter = reporter or Reporter()
     machine.keep_freed_memory()
     machine.settle()
+    seeds = seeds or recipe.built_stream().splits
     made, passages, _ = arms(recipe, methods, seeds, vary), general_texts(general), words(lang)
     if recipe.data.eval is None:
         raise Refusal("a comparison needs rows to judge by", where="data.eval", fix="data.eval=dev.jsonl, or a share of the training rows, data.eval=0.1")
@@ -86,7 +88,8 @@ def compare(
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
     began, board = time.perf_counter(), Board(expected(made, tune), reporter)
     with crew(jobs, on, passages, board.hear, reporter, recipe.threads) as hands:
-        results = next(found for _, found in hands.each(untrained, [recipe]))
+        splits = range(recipe.seed, recipe.seed + (seeds if recipe.built_stream().draws else 1))  # a baseline has no seed but that of its rows
+        results = [baseline for _, found in hands.each(untrained, [replace(recipe, seed=s) for s in splits]) for baseline in found]
         with board:
             results += trained(tuned(made, tune, hands), hands)
     if not any(not r.record.get("baseline") for r in results):

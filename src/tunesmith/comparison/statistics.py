@@ -92,13 +92,16 @@ def half_width(variance: float, freedom: float) -> float:
     return float(t.ppf((1 + LEVEL) / 2, freedom)) * variance**0.5
 
 
-def difference(best: Estimate, other: Estimate, rows: int) -> tuple[float, float]:
-    """best - other, and the p-value of there being none."""
+def difference(best: Estimate, other: Estimate, rows: int, paired: bool = False) -> tuple[float, float]:
+    """best - other, and the p-value of there being none. `paired`: with the same seed both learnt from the same draw of rows."""
     from scipy.stats import t
 
     gap = best.mean - other.mean
     parts = [(float(np.var(best.draws - other.draws, ddof=1)), float(max(1, rows - 1)))]
-    parts += [(float(np.var(e.values, ddof=1)) / len(e.values), len(e.values) - 1.0) for e in (best, other) if len(e.values) > 1]
+    if paired and len(best.values) == len(other.values) > 1:
+        parts.append((float(np.var(np.subtract(best.values, other.values), ddof=1)) / len(best.values), len(best.values) - 1.0))
+    else:
+        parts += [(float(np.var(e.values, ddof=1)) / len(e.values), len(e.values) - 1.0) for e in (best, other) if len(e.values) > 1]
     variance, freedom = combined(parts)
     if variance == 0:
         return gap, 1.0 if gap == 0 else 0.0

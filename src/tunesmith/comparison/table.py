@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..evaluate.metrics import better
+from ..sources.streams import STREAMS
 from ..train import Result
 from .statistics import LEVEL, Estimate, Judged, correlation, difference, draws_of, estimate, holm, ratio
 
@@ -50,7 +51,8 @@ def tabled(results: Sequence[Result]) -> list[dict[str, Any]]:
     found = {label: estimate([judged(metric, rows) for rows in of_seeds], draws) for label, of_seeds in lines.items()}
     order = sorted(found, key=lambda label: -better(metric) * found[label].mean)
     best = order[0]
-    tests = {label: difference(found[best], found[label], draws.shape[1]) for label in order[1:]}
+    paired = any(STREAMS[r.record.get("stream", "single")].draws for r in results)
+    tests = {label: difference(found[best], found[label], draws.shape[1], paired) for label in order[1:]}
     adjusted = holm({label: p for label, (_, p) in tests.items()})
     table = []
     for label in order:
