@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Ragged:
     @cached_property
     def offsets(self) -> list[int]:
         """Where each row begins, and the end of the last."""
-        return [0, *torch.tensor(self.lengths, dtype=torch.long).cumsum(0).tolist()]
+        return [0, *accumulate(self.lengths)]
 
     def to(self, device: torch.device) -> Ragged:
         return Ragged(self.values.to(device, non_blocking=True), self.lengths)
@@ -74,8 +76,13 @@ class Batch:
         """Runs of rows that may not be parted; a row by itself where nothing says otherwise."""
         if "group" not in self:
             return [range(i, i + 1) for i in range(len(self))]
-        sizes = torch.unique_consecutive(self["group"], return_counts=True)[1]
-        return [range(end - n, end) for n, end in zip(sizes.tolist(), sizes.cumsum(0).tolist(), strict=True)]
+        sizes = [len(list(rows)) for _, rows in groupby(self.numbers("group"))]
+        return [range(end - n, end) for n, end in zip(sizes, accumulate(sizes), strict=True)]
+
+    def numbers(self, name: str) -> list[int]:
+        """A column of whole numbers as Python's own; also in a rehearsal, where tensors made within have no values."""
+        with unset_fake_temporarily():
+            return self[name].tolist()
 
     def labelled(self) -> Tensor:
         """(M,): the labelled positions as indices into the N tokens."""
