@@ -51,7 +51,7 @@ class Embedder:
 
 def embedder(name: str, device: torch.device | str = "cpu") -> Embedder:
     """`name` is the folder of a run, or a model: hub id, folder or minilm."""
-    if (Path(name) / "artifact").is_dir() or (Path(name) / "tunesmith.json").exists() and not (Path(name) / "config.json").exists():
+    if (Path(name) / "artifact").is_dir():
         tuned = load(name, device=str(device))
         if tuned.task.name != "embed":
             raise Refusal(f"{name} was trained for `task: {tuned.task.name}`", where="model", fix="a run of task: embed, or a model")

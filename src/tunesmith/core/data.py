@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -39,7 +38,10 @@ class Ragged:
     @cached_property
     def offsets(self) -> list[int]:
         """Where each row begins, and the end of the last."""
-        return [0, *accumulate(self.lengths)]
+        ends = [0]
+        for length in self.lengths:
+            ends.append(ends[-1] + length)
+        return ends
 
     def to(self, device: torch.device) -> Ragged:
         return Ragged(self.values.to(device, non_blocking=True), self.lengths)
@@ -76,8 +78,9 @@ class Batch:
         """Runs of rows that may not be parted; a row by itself where nothing says otherwise."""
         if "group" not in self:
             return [range(i, i + 1) for i in range(len(self))]
-        sizes = [len(list(rows)) for _, rows in groupby(self.numbers("group"))]
-        return [range(end - n, end) for n, end in zip(sizes, accumulate(sizes), strict=True)]
+        marks = self.numbers("group")
+        starts = [i for i, mark in enumerate(marks) if i == 0 or mark != marks[i - 1]]
+        return [range(a, b) for a, b in zip(starts, [*starts[1:], len(marks)], strict=False)]
 
     def numbers(self, name: str) -> list[int]:
         """A column of whole numbers as Python's own; also in a rehearsal, where tensors made within have no values."""
