@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from .checkpoint import Content, write_file
 from .construct import build, without_kind
 from .core import Batch, Delta, Method, Ragged
-from .embedding import usual_role, vectors
+from .embedding import predict_vectors
 from .errors import Refusal, Storage
 from .methods import METHODS
 from .networks.decode import Sampling, generate
@@ -226,16 +226,6 @@ def write(net: Transformer, reader: Reader, asked: Sequence[Sequence[Turn]], sam
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     new = generate(net, ids, sampling, eos=tokenizer.eos_token_id, pad=pad)
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
-
-
-def predict_vectors(tuned: Tuned, texts: Sequence[Any], sampling: Sampling, batch: int) -> list[dict[str, Any]]:
-    """Unit vectors. A text, or {role: text} with one of anchor, positive, text, where they have prompts of their own."""
-    asked = [next(iter(t.items())) if isinstance(t, Mapping) else (usual_role(tuned.reader), t) for t in texts]
-    found: dict[int, torch.Tensor] = {}
-    for role in dict.fromkeys(role for role, _ in asked):
-        rows = [i for i, (other, _) in enumerate(asked) if other == role]
-        found |= zip(rows, vectors(tuned.net, tuned.reader, [asked[i][1] for i in rows], role, batch), strict=True)
-    return [{"vector": found[i].tolist()} for i in range(len(asked))]
 
 
 PREDICT = {"single": predict_single, "multi": predict_multi, "score": predict_score, "tag": predict_tags, "generate": predict_text}

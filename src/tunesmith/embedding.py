@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,10 @@ from torch import Tensor
 from .networks.transformer import Transformer
 from .sources.table import Table
 from .sources.text.encode import Reader, ragged
+
+if TYPE_CHECKING:
+    from .artifact import Tuned
+    from .networks.decode import Sampling
 
 
 @torch.no_grad()
@@ -27,3 +32,13 @@ def vectors(net: Transformer, reader: Reader, texts: Sequence[str], role: str = 
 def usual_role(reader: Reader) -> str:
     """Of a text that comes alone: what is asked, where the two sides have prompts of their own."""
     return "anchor" if {"anchor", "positive"} & set(reader.prompts) else "text"
+
+
+def predict_vectors(tuned: Tuned, texts: Sequence[Any], sampling: Sampling, batch: int) -> list[dict[str, Any]]:
+    """Unit vectors. A text, or {role: text} with one of anchor, positive, text, where they have prompts of their own."""
+    asked = [next(iter(t.items())) if isinstance(t, Mapping) else (usual_role(tuned.reader), t) for t in texts]
+    found: dict[int, Tensor] = {}
+    for role in dict.fromkeys(role for role, _ in asked):
+        rows = [i for i, (other, _) in enumerate(asked) if other == role]
+        found |= zip(rows, vectors(tuned.net, tuned.reader, [asked[i][1] for i in rows], role, batch), strict=True)
+    return [{"vector": found[i].tolist()} for i in range(len(asked))]

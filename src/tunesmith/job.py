@@ -113,8 +113,8 @@ def guided(source: Rows, setting: Setting) -> Rows:
     name, told = setting.recipe.objective["guide"], bar_of(setting.reporter, "guide, once")
     if name == "base":
         return Witness(source, "guide", partial(embedded_by_base, setting.delta), told=told)
-    texts = [t for e in setting.data.train.examples for t in e.texts]  # type: ignore[union-attr]
-    return Witness(source, "guide", embedder(name, setting.net.device).of_rows(texts), told=told)
+    ask = embedder(name, setting.net.device).of_rows(setting.data.train.examples)  # type: ignore[arg-type]
+    return Witness(source, "guide", ask, told=told)
 
 
 ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {"guide": guided}  # column -> the source that adds it
