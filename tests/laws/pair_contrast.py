@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import torch
-from related import LOSSES, kind
 from safetensors.torch import save_file
 from test_training import mounted
 from torch import Tensor
 
+from related import LOSSES, kind
 from tunesmith import parallel
 from tunesmith.core import Run, Stage
 from tunesmith.engine import fit

@@ -11,12 +11,12 @@ import pytest
 import torch
 from pair_contrast import CASES, trained
 from safetensors.torch import load_file
+from test_training import mounted
 from torch import Tensor, nn
 
 import related
 import shop
 from related import LOSSES
-from test_training import mounted
 from tunesmith.core import Batch, Ragged, Run
 from tunesmith.methods import Full, LoRA, Prefix
 from tunesmith.networks.load import Origin, load_network

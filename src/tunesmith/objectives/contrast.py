@@ -117,7 +117,7 @@ class Contrast(Objective):
                 fix="dropout: 0.1 where the model has places for it, else method: {kind: lora, dropout: 0.1}",
             )
         if self.projection:
-            self.project = nn.Sequential(nn.Linear(width, width), nn.Tanh()).to(next(net.parameters()).device)
+            self.project = nn.Sequential(nn.Linear(width, width, device=next(net.parameters()).device), nn.Tanh())
 
     def read(self, net: Network, batch: Batch) -> Signals:
         """z (B, D); for simcse also `again` (B, D), the same rows under another dropout."""
