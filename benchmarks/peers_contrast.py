@@ -64,7 +64,6 @@ def texts(spec: Spec, tokenizer: Any) -> list[tuple[str, str]]:
 
 def ours(spec: Spec) -> tuple[list[float], list[float], str]:
     from sides import Clock
-
     from tunesmith.core import Run, Stage
     from tunesmith.engine import fit
     from tunesmith.job import sizes

@@ -152,7 +152,7 @@ def reader_for(recipe: Recipe, source: Origin) -> Reader:
         seq2seq=config.is_encoder_decoder and recipe.task == "generate",
         template=recipe.data.template,
         learn_prompt=recipe.data.learn_prompt,
-        prompts=dict(recipe.data.prompts),
+        prompts={str(role): text for role, text in recipe.data.prompts.items()},
         drop_cut=recipe.data.bad_rows == "skip",
     )
 

@@ -24,7 +24,7 @@ class Ranks:
         return sum(place <= k for place in self.places) / len(self.places)
 
     def ndcg(self, k: int) -> float:
-        """In [0, 1], gains of 0 and 1 over log2(1 + rank) (Jarvelin & Kekalainen 2002, eq. 3 and 4 with b = 2)."""
+        """In [0, 1], gains of 0 and 1 over log2(1 + rank) (Järvelin & Kekäläinen 2002)."""
         gain = lambda places: sum(1 / math.log2(1 + p) for p in places if p <= k)
         return gain(self.places) / gain(range(1, len(self.places) + 1))
 

@@ -34,7 +34,7 @@ class Contrast(Objective):
     dims          the loss is summed over the first d components, for each d (Matryoshka; Kusupati et al. 2022, eq. 1, weights 1)
     projection    a layer with tanh stands on the embedding while training and is thrown away then (SimCSE, section 6.3)
     guide         infonce, simcse: `base` (the model as it was), or a model: what it finds nearer than the right answer, less
-                  `guide_margin` cosines, is no wrong answer (Solatorio 2024, GISTEmbed, eq. 4; anchors are not contrasted with each other)
+                  `guide_margin` cosines, is no wrong answer (GISTEmbed, Solatorio 2024; anchors are not contrasted with each other)
 
     Units: who is asked (infonce, simcse: anchors; supcon, triplet: rows that have a right, and for triplet a wrong, answer in the batch; cosine: pairs);
     cosent is one sum over all pairs of pairs: a batch is one unit.
