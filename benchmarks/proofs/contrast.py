@@ -27,6 +27,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 import tunesmith
+from tunesmith.embedder import embedder
 
 Row = dict[str, Any]
 Rows = list[Row]
@@ -72,9 +73,15 @@ def overlap(rows: Rows) -> float:
     return float(spearmanr(shares, [r["score"] for r in rows])[0])
 
 
-def judged(rows: Rows, folder: Path) -> float:
-    """The main metric of MiniLM as it is."""
-    return trained(rows[:64], rows, folder, {"budget": {"steps": 1}, "update": {"rate": 1e-9}})["before"]
+def untuned(rows: Rows, dims: int = 384) -> float:
+    """Spearman of MiniLM as it is, with the first components of its vectors."""
+    sides = [embedder("minilm").of([row[key] for row in rows], "text").numpy() for key in ("sentence1", "sentence2")]
+    return correlation(sides, rows, dims)
+
+
+def correlation(sides: Sequence[np.ndarray], rows: Rows, dims: int) -> float:
+    a, b = (side[:, :dims] / np.linalg.norm(side[:, :dims], axis=1, keepdims=True) for side in sides)
+    return float(spearmanr((a * b).sum(1), [row["score"] for row in rows])[0])
 
 
 def majority(rows: Rows) -> float:
@@ -82,11 +89,9 @@ def majority(rows: Rows) -> float:
     return max(map(labels.count, set(labels))) / len(labels)
 
 
-def probe(train: Rows, test: Rows, folder: Path) -> float:
+def probe(train: Rows, test: Rows) -> float:
     """Accuracy of logistic regression on MiniLM's embeddings of all training rows: what their labels teach without moving the trunk."""
     from sklearn.linear_model import LogisticRegression
-
-    from tunesmith.embedder import embedder
 
     net = embedder("minilm")
     x, y = net.of([r["text"] for r in train], "text").numpy(), [r["label"] for r in train]
@@ -121,59 +126,49 @@ def trained(train: Rows, test: Rows, folder: Path, more: Row, seed: int = 0) -> 
     }  # fmt: skip
 
 
-def at_dims(folder: str, rows: Rows, dims: Sequence[int]) -> dict[int, float]:
+def at_dims(folder: str, rows: Rows, dims: int) -> float:
     """Spearman of a run with the first components of its vectors alone."""
     tuned = tunesmith.load(folder)
-    sides = [np.array([r["vector"] for r in tuned.predict([row[key] for row in rows])]) for key in ("sentence1", "sentence2")]
-    found = {}
-    for d in dims:
-        a, b = (side[:, :d] / np.linalg.norm(side[:, :d], axis=1, keepdims=True) for side in sides)
-        found[d] = float(spearmanr((a * b).sum(1), [row["score"] for row in rows])[0])
-    return found
+    return correlation([np.array([r["vector"] for r in tuned.predict([row[key] for row in rows])]) for key in ("sentence1", "sentence2")], rows, dims)
 
 
-def supervised(work: Path, seeds: int) -> Row:
+def supervised(work: Path, seeds: int, most: int) -> Row:
     """CoSENT on the Chinese half of STS-B, machine-translated; judged on its test rows."""
-    train, test = scored("zh", "train"), scored("zh", "test")
+    train, test = scored("zh", "train")[:most], scored("zh", "test")
     how = {"budget": {"epochs": 1}}
     runs = [trained(train, test, work / f"real-{seed}", how, seed) for seed in range(seeds)]
     control = trained(dealt(train, "score"), test, work / "control", how)
-    return told(runs, control, ("characters in common", overlap(test)), ("MiniLM on the English originals", judged(scored("en", "test"), work / "english")))
+    return told(runs, control, ("characters in common", overlap(test)), ("MiniLM on the English originals", untuned(scored("en", "test"))))
 
 
-def unsupervised(work: Path, seeds: int) -> Row:
+def unsupervised(work: Path, seeds: int, most: int) -> Row:
     """SimCSE on the Chinese texts of STS-B's training rows, whose scores it does not see."""
-    train, test = scored("zh", "train"), scored("zh", "test")
+    train, test = scored("zh", "train")[:most], scored("zh", "test")
     how = {"budget": {"epochs": 1}, "update": {"batch": 64, "rate": 5e-5}}
     runs = [trained(alone(train), test, work / f"real-{seed}", how, seed) for seed in range(seeds)]
     control = trained(strangers(train), test, work / "control", how)
-    return told(runs, control, ("characters in common", overlap(test)), ("MiniLM on the English originals", judged(scored("en", "test"), work / "english")))
+    return told(runs, control, ("characters in common", overlap(test)), ("MiniLM on the English originals", untuned(scored("en", "test"))))
 
 
-def labelled(work: Path, seeds: int) -> Row:
+def labelled(work: Path, seeds: int, most: int) -> Row:
     """SupCon on Banking77; judged by the label of the nearest other test row."""
-    train, test = intents("train"), intents("test")
+    train, test = random.Random(0).sample(intents("train"), min(most, 10003)), intents("test")
     how = {"budget": {"epochs": 2}, "update": {"batch": 128}}
     runs = [trained(train, test, work / f"real-{seed}", how, seed) for seed in range(seeds)]
     control = trained(dealt(train, "label"), test, work / "control", how)
-    return told(runs, control, ("most frequent label", majority(test)), ("linear probe on 10,003 rows", probe(train, test, work)))
+    return told(runs, control, ("most frequent label", majority(test)), ("linear probe", probe(train, test)))
 
 
-def nested(work: Path, seeds: int) -> Row:
-    """Matryoshka over CoSENT, Chinese STS-B: Spearman of the first 48 of 384 components, against those of the run without; the control is that run."""
-    train, test = scored("zh", "train"), scored("zh", "test")
+def nested(work: Path, seeds: int, most: int) -> Row:
+    """Matryoshka over CoSENT, Chinese STS-B: Spearman of the first 48 of 384 components; the control is a run without."""
+    train, test = scored("zh", "train")[:most], scored("zh", "test")
     runs = []
     for seed in range(seeds):
         run = trained(train, test, work / f"real-{seed}", {"budget": {"epochs": 1}, "objective": {"kind": "contrast", "dims": [384, 192, 96, 48]}}, seed)
-        runs.append(run | {"before": judged_at(work, test, 48), "after": at_dims(run["folder"], test, [48])[48]})
+        runs.append(run | {"before": untuned(test, 48), "after": at_dims(run["folder"], test, 48)})
     plain = trained(train, test, work / "control", {"budget": {"epochs": 1}})
-    both = at_dims(plain["folder"], test, [48, 384])
-    return told(runs, plain | {"after": both[48]}, ("characters in common", overlap(test)), ("all 384 components, CoSENT alone", both[384]))
-
-
-def judged_at(work: Path, test: Rows, dims: int) -> float:
-    run = trained(test[:64], test[:64], work / "untuned", {"budget": {"steps": 1}, "update": {"rate": 1e-9}})
-    return at_dims(run["folder"], test, [dims])[dims]
+    control = plain | {"after": at_dims(plain["folder"], test, 48)}
+    return told(runs, control, ("characters in common", overlap(test)), ("all 384 components, CoSENT alone", plain["after"]))
 
 
 def told(runs: Sequence[Row], control: Row, lower: tuple[str, float], upper: tuple[str, float]) -> Row:
@@ -181,13 +176,14 @@ def told(runs: Sequence[Row], control: Row, lower: tuple[str, float], upper: tup
             "seconds": [round(r["seconds"]) for r in runs], "peak": max(r["peak"] for r in runs)}  # fmt: skip
 
 
-CASES: dict[str, Callable[[Path, int], Row]] = {"stsb-zh": supervised, "simcse-zh": unsupervised, "intents": labelled, "matryoshka-zh": nested}
+CASES: dict[str, Callable[[Path, int, int], Row]] = {"stsb-zh": supervised, "simcse-zh": unsupervised, "intents": labelled, "matryoshka-zh": nested}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(CASES), help=", ".join(CASES))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=10**6, help="training rows, at most")
     parser.add_argument("--json", type=Path, help="write what was found here")
     args = parser.parse_args()
     view = Table(title="Contrastive learning of MiniLM, on test rows")
@@ -196,7 +192,7 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory() as work:
         for name in args.only:
-            r = found[name] = CASES[name](Path(work) / name, args.seeds)
+            r = found[name] = CASES[name](Path(work) / name, args.seeds, args.rows)
             spread = f" ± {statistics.stdev(r['after']):.3f}" if args.seeds > 1 else ""
             bounds = [f"{value:.3f} {what}" for what, value in (r["lower"], r["upper"])]
             after = f"{statistics.fmean(r['after']):.3f}{spread}"

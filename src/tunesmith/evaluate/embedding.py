@@ -54,12 +54,14 @@ def read(probe: Probe, net: Network) -> Texts:
 
 
 def similar(probe: Probe, net: Network) -> Outcome:
-    """loss: squared error of the cosine against the score, brought to 0 ... 1 by the lowest and the highest of the part."""
+    """loss: log(1 + e^{(s_i - s_j) / t}), mean over all pairs i, j of which j has the higher score, in nats; ln 2 where cosines say nothing."""
     found = read(probe, net)
-    cosines = (found.z[found.of_side(0)] * found.z[found.of_side(1)]).sum(-1).tolist()
-    truth = np.asarray(probe.references, dtype=np.float64)
-    spread = (truth - truth.min()) / ((truth.max() - truth.min()) or 1.0)
-    return Outcome(correlations(cosines, probe.references), cosines, float(np.mean((np.asarray(cosines) - spread) ** 2)))
+    cosines, truth = (found.z[found.of_side(0)] * found.z[found.of_side(1)]).sum(-1), torch.tensor(probe.references, dtype=torch.double)
+    loss, count = 0.0, 0
+    for s, y in zip(cosines.split(CHUNK), truth.split(CHUNK), strict=True):
+        gaps = ((s[:, None] - cosines) / TEMPERATURE)[y[:, None] < truth]
+        loss, count = loss + float(torch.nn.functional.softplus(gaps).sum()), count + len(gaps)
+    return Outcome(correlations(cosines.tolist(), probe.references), cosines.tolist(), loss / max(1, count))
 
 
 def pairs(probe: Probe, net: Network) -> Outcome:
