@@ -70,6 +70,7 @@ SHAPES = {
     "score": lambda t, h: {"text": t, "score": h + len(t) / 100},
     "generate": lambda t, h: {"prompt": t, "completion": f"w{30 * h} w{30 * h + 1}"},
     "messages": lambda t, h: {"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": f"w{30 * h}"}]},
+    "embed": lambda t, h: {"anchor": t, "positive": f"w{30 * h} {t}"},
     "plain": lambda t, h: {"text": t},
 }
 

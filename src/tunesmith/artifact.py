@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from .checkpoint import Content, write_file
 from .construct import build, without_kind
 from .core import Batch, Delta, Method, Ragged
+from .embedding import predict_vectors
 from .errors import Refusal, Storage
 from .methods import METHODS
 from .networks.decode import Sampling, generate
@@ -27,6 +28,7 @@ from .networks.load import HeadSpec, Origin, add_head, load_network, load_tokeni
 from .networks.precision import DTYPES
 from .networks.transformer import Transformer
 from .peft_format import from_peft, to_peft
+from .sentence_format import sentence_files
 from .sources.table import Table
 from .sources.text.encode import Reader
 from .sources.text.examples import Classified, Dialogue, Plain, Scored, Tagged, Turn
@@ -227,13 +229,16 @@ def write(net: Transformer, reader: Reader, asked: Sequence[Sequence[Turn]], sam
 
 
 PREDICT = {"single": predict_single, "multi": predict_multi, "score": predict_score, "tag": predict_tags, "generate": predict_text}
+PREDICT |= dict.fromkeys(("pairs", "similar", "grouped", "texts"), predict_vectors)
 
 
 # ------------------------------------------------------------------------------------------------ export
 
 
 def export(folder: str | Path, out: Path) -> list[str]:
-    """A plain Hugging Face model with the change folded in; the head beside it, as `head.safetensors`. Loaded again and compared."""
+    """A plain Hugging Face model with the change folded in; the head beside it, as `head.safetensors`; of an embedder, a folder that
+    sentence-transformers loads. Loaded again and compared.
+    """
     tuned = load(folder, quantised=False)
     if not tuned.method.merges:
         raise Refusal(
@@ -255,6 +260,9 @@ def export(folder: str | Path, out: Path) -> list[str]:
     tuned.reader.tokenizer.save_pretrained(out)
     if len(net.heads):
         write_file(out / "head.safetensors", net.heads.state_dict())
+    if tuned.task.name == "embed":
+        for name, content in sentence_files(net.anatomy.width, net.pool, tuned.reader).items():
+            write_file(out / name, content)
     again = load_network(Origin(str(out), str(out)), generates=tuned.task.name == "generate", pool=net.pool)  # type: ignore[arg-type]
     with torch.no_grad():
         gap = float((again.states(probe).values - before).abs().max())

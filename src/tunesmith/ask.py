@@ -55,7 +55,9 @@ def lines_of(file: str) -> list[Any]:
     if file == "-":
         return [line.rstrip("\n") for line in sys.stdin if line.strip()]
     rows = read(file).rows
-    for keys in (("text", "pair"), ("sentence1", "sentence2"), ("text",), ("messages",), ("prompt",), ("sentence",)):
+    if "positive" in rows[0] and "anchor" not in rows[0]:
+        return [{"positive": row["positive"]} for row in rows]
+    for keys in (("anchor",), ("text", "pair"), ("sentence1", "sentence2"), ("text",), ("messages",), ("prompt",), ("sentence",)):
         if all(key in rows[0] for key in keys):
             return [row[keys[0]] if len(keys) == 1 else [row[k] for k in keys] for row in rows]
     raise Refusal(f"no column text, prompt or messages; found {', '.join(map(str, rows[0]))}", where=file, fix="rename one of them")

@@ -10,7 +10,13 @@ import yaml
 from .dataset import Dataset
 from .recipe import Recipe
 
-PIPELINES = {"classify": "text-classification", "tag": "token-classification", "score": "text-classification", "generate": "text-generation"}
+PIPELINES = {
+    "classify": "text-classification",
+    "tag": "token-classification",
+    "score": "text-classification",
+    "generate": "text-generation",
+    "embed": "sentence-similarity",
+}
 
 
 def card(recipe: Recipe, data: Dataset, record: Mapping[str, Any]) -> str:

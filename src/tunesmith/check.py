@@ -57,7 +57,8 @@ def labels(part: Part) -> dict[str, int]:
     """How often each label occurs; for tags, each kind of entity."""
     found: Counter[str] = Counter()
     for example in part.examples:
-        names = getattr(example, "labels", None) or [t[2:] for t in getattr(example, "tags", ()) if t.startswith("B-")]
+        own = getattr(example, "label", None)
+        names = getattr(example, "labels", None) or ([own] if own else None) or [t[2:] for t in getattr(example, "tags", ()) if t.startswith("B-")]
         found.update(names)
     return dict(found.most_common())
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import BUG, INTERRUPTED, Refusal
-from .printed import check_text, print_comparison, run_text, value
+from .printed import check_text, list_text, mined_text, print_comparison, run_text, value
 
 app = typer.Typer(
     name="tunesmith", no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -247,6 +247,25 @@ def export(folder: RunFolder, out: Annotated[Path, typer.Argument(help="A new fo
     tell(json, {"folder": str(out), "files": files}, lambda: print(f"{out}: {', '.join(files)}"))
 
 
+@app.command(help="Write hard negatives for a file of pairs: texts that an embedder finds near, but well below the right one.")
+def mine(
+    data: Annotated[str, typer.Argument(help="A file with anchor and positive.")],
+    out: Annotated[Path, typer.Option(help="JSONL with anchor, positive, negative_1 ... negative_n.")],
+    model: Annotated[str, typer.Option(help="The embedder: hub id, folder, minilm, or the folder of a run.")] = "minilm",
+    corpus: Annotated[str | None, typer.Option(help="A file of further texts to choose from.")] = None,
+    negatives: Annotated[int, typer.Option(min=1, help="For each pair, at most.")] = 3,
+    margin: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the positive's score that they stay below it.")] = 0.05,
+    skip: Annotated[int, typer.Option(min=0, help="The nearest that are not considered.")] = 0,
+    among: Annotated[int, typer.Option(min=1, help="How many of the nearest are.")] = 100,
+    json: Json = False,
+) -> None:
+    from .mining import Rule
+    from .mining import mine as search
+
+    found = search(data, out, model=model, corpus=corpus, rule=Rule(negatives, margin, skip, among))
+    tell(json, found, lambda: print(mined_text(found)))
+
+
 @app.command("list", help="What there is: methods, objectives, sources, updates, tasks.")
 def catalogue(
     what: Annotated[str | None, typer.Argument(help="One of them.")] = None,
@@ -260,13 +279,7 @@ def catalogue(
         raise Refusal(f"there are no {what}", where="list", fix=f"one of {', '.join(found)}")
     shown = {k: v for k, v in found.items() if what in (None, k)}
     about = {name: (cls.__doc__ or "").strip().splitlines()[0] for name, cls in METHODS.items()}
-    tell(
-        json,
-        shown,
-        lambda: print(
-            "\n".join(f"{k}:\n" + "\n".join(f"  {n:10s} {about.get(n, '') if k == 'methods' else ''}".rstrip() for n in v) for k, v in shown.items())
-        ),
-    )
+    tell(json, shown, lambda: print(list_text(shown, about)))
 
 
 @app.command(help="Fine-tune the embedded model on the embedded data by all eight methods and print one table. About five minutes.")

@@ -153,12 +153,17 @@ def reader_for(recipe: Recipe, source: Origin) -> Reader:
         seq2seq=config.is_encoder_decoder and recipe.task == "generate",
         template=recipe.data.template,
         learn_prompt=recipe.data.learn_prompt,
+        prompts={str(role): text for role, text in recipe.data.prompts.items()},
         drop_cut=recipe.data.bad_rows == "skip",
     )
 
 
 def known(task: Task, examples: Sequence[Any], name: str) -> None:
-    """Labels of other files must occur in training."""
+    """Labels of other files must occur in training; texts to embed are not judged by themselves."""
+    if name != "train" and task.name == "embed" and kind_of(task.name, examples) == "texts":
+        raise Refusal(
+            f"data.{name} has texts alone, which nothing can be judged by", where=f"data.{name}", fix="pairs, pairs with a score, or texts with a label"
+        )
     if task.kind not in ("single", "multi", "tag"):
         return
     used = [(label, e.row) for e in examples for label in labels_in(e)]

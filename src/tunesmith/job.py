@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from .artifact import write
 from .core import Delta, Method, Objective, Ragged, Run, Stage
 from .dataset import Dataset, Part
+from .embedder import embedded_by_base, embedder
 from .errors import Refusal
 from .evaluate.evaluate import Probe
 from .networks.decode import Sampling
@@ -53,9 +55,9 @@ class Job:
 def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter, shared: Shared | None = None) -> Job:
     """Attach the method and put the five nouns together."""
     shared = shared or Shared()
-    method, learn = recipe.built_method(), objective(data.task.kind, recipe.objective)
+    method, learn = recipe.built_method(), agreed(recipe, data)
     torch.manual_seed(recipe.seed)
-    delta = method.attach(net, keep=shared.keeps or "reference" in learn.needs)
+    delta = method.attach(net, keep=shared.keeps or bool({"reference", "guide"} & learn.needs))
     learn.to(net.device).meet(net)
     net.recompute(recipe.recompute)
     fits(data, net, method.positions)
@@ -71,6 +73,19 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     run = Run(net, delta, learn, [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
     probes = [probe_of(part, enriched(above.of(part), learn.judges, setting), data.reader, recipe) if part else None for part in (data.eval, data.test)]
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net)])
+
+
+def agreed(recipe: Recipe, data: Dataset) -> Objective:
+    """The objective of a recipe on its rows. Raises Refusal, before weights are loaded, where one cannot serve the other."""
+    learn = objective(data.task.kind, recipe.objective)
+    learn.accept(data.train.encoded.columns, recipe.update.batch)
+    if recipe.built_method().needs_head and not data.task.outputs and recipe.task != "generate":
+        raise Refusal(
+            f"`method: {recipe.method['kind']}` and `task: {recipe.task}`, which has no head: nothing would move",
+            where="method",
+            fix="method: lora, layers or bitfit",
+        )
+    return learn
 
 
 @dataclass(frozen=True)
@@ -93,7 +108,16 @@ def enriched(source: Rows, wanted: Collection[str], setting: Setting) -> Rows:
     return source
 
 
-ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {}  # column -> the source that adds it
+def guided(source: Rows, setting: Setting) -> Rows:
+    """guide (B, D): what the base, or another model, makes of each text; asked once."""
+    name, told = setting.recipe.objective["guide"], bar_of(setting.reporter, "guide, once")
+    if name == "base":
+        return Witness(source, "guide", partial(embedded_by_base, setting.delta), told=told)
+    ask = embedder(name, setting.net.device).of_rows(setting.data.train.examples)  # type: ignore[arg-type]
+    return Witness(source, "guide", ask, told=told)
+
+
+ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {"guide": guided}  # column -> the source that adds it
 
 
 def fits(data: Dataset, net: Transformer, before: int) -> None:
@@ -192,7 +216,7 @@ def references(part: Part, kind: str) -> list[Any]:
         "preferred": lambda e: e.chosen.turns[-1].content,
         "reward": lambda e: e.chosen.turns[-1].content,
         "judged": lambda e: e.good,
-        "pairs": lambda e: e.texts[1],
+        "pairs": lambda e: 1,
         "similar": lambda e: e.score,
         "grouped": lambda e: e.label,
         "texts": lambda e: None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,19 @@ def run_text(result: Result) -> str:
         f"{r['trainable_parameters']:,} parameters, {r['artifact_bytes'] / 1e6:.2f} MB, {r['train_seconds']:.1f} s, peak {r['peak_memory_bytes'] / 1e9:.2f} GB; {r['stopped']}"
     )
     return "\n".join([*lines, f"{result.folder}/artifact", f'\nnext: tunesmith predict {result.folder} "..."'])
+
+
+def list_text(shown: Mapping[str, list[str]], about: Mapping[str, str]) -> str:
+    """The tables, a row a line; methods with the first line of what they say of themselves."""
+    return "\n".join(f"{k}:\n" + "\n".join(f"  {n:10s} {about.get(n, '') if k == 'methods' else ''}".rstrip() for n in v) for k, v in shown.items())
+
+
+def mined_text(found: Mapping[str, Any]) -> str:
+    lines = [f"{found['negatives']:,} negatives for {found['pairs']:,} pairs out of {found['documents']:,} texts; {found['pairs_without']:,} pairs have none"]
+    lines.append(
+        f"mean cosine: positives {value(found['positive_cosine'])}, negatives {value(found['negative_cosine'])}; {found['too_near']:,} candidates were too near"
+    )
+    return "\n".join([*lines, f"{found['out']}\n\nnext: data: {{train: {found['out']}}}"])
 
 
 def value(number: float | None) -> str:

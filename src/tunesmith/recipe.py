@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,6 +41,7 @@ class Model:
 class Data:
     """train, eval, test: files, hub data sets or `desk`; eval may be a share of the training rows to hold out.
 
+    prompts: what stands before texts to embed, by role: anchor and positive (negatives too), or text.
     inner: a share of the training rows to judge by instead of eval and test, which are left unread (a search for options).
     """
 
@@ -57,6 +58,7 @@ class Data:
     max_length: Annotated[int, Ge(4)] | None = None
     template: Literal["auto", "chat", "plain"] = "auto"
     learn_prompt: bool = False
+    prompts: dict[Literal["anchor", "positive", "text"], str] = field(default_factory=dict)
     limit: Positive | None = None  # first rows of a seeded shuffle of the training file
     inner: Annotated[float, Gt(0), Lt(1)] | None = None
 
@@ -249,6 +251,8 @@ def contradictions(r: Recipe, places: Places | None) -> None:
         (r.evaluate.patience > 0 and r.data.eval is None, "evaluate.patience", "`evaluate.patience` needs `data.eval`", "data.eval: 0.1 holds out a tenth of the training rows"),
         (r.task == "generate" and r.head != HeadOptions(), "head", "`head` and `task: generate`: the vocabulary is the head", "leave `head` out"),
         (r.data.multi_label and r.task != "classify", "data.multi_label", f"`data.multi_label` and `task: {r.task}`", "task: classify"),
+        (bool(r.data.prompts) and r.task != "embed", "data.prompts", f"`data.prompts` and `task: {r.task}`", "task: embed; other tasks have their prompts in the texts"),
+        (r.task == "embed" and replace(r.head, pool=None) != HeadOptions(), "head", "`head` and `task: embed`: the pooled states are the embedding", "head: {pool: mean}, or cls or last, and no more"),
         (r.data.learn_prompt and r.task != "generate", "data.learn_prompt", f"`data.learn_prompt` and `task: {r.task}`", "task: generate"),
         (r.dtype == "fp32" and r.model.bits is not None, "dtype", "`dtype: fp32` and `model.bits`: a quantised base computes in bf16", "dtype: bf16"),
         (r.kernel == "varlen" and r.device == "cpu", "kernel", "`kernel: varlen` and `device: cpu`", "kernel: auto"),

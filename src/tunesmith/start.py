@@ -11,13 +11,13 @@ from .sources.text.formats import Format, detect, preview
 from .sources.text.read import read
 from .sources.text.records import Records
 
-ORDER = ("tag", "generate", "score", "classify", "generate")  # the most particular first; generate again, for tables without names
-MODELS = {"classify": "minilm", "tag": "minilm", "score": "minilm", "generate": "Qwen/Qwen3-0.6B"}
+ORDER = ("tag", "generate", "score", "classify", "embed", "generate")  # the most particular first; generate again, for tables without names
+MODELS = {"classify": "minilm", "tag": "minilm", "score": "minilm", "generate": "Qwen/Qwen3-0.6B", "embed": "minilm"}
 TEMPLATE = """\
 # {file}: {name}, {rows} rows
 {shown}
 model: {model}            # hub id, folder, or `minilm`, which is embedded
-task: {task}              # classify | tag | score | generate
+task: {task}              # classify | tag | score | generate | embed
 data:
   train: {file}
   eval: 0.1                # a file, or the share of training rows to hold out
@@ -43,13 +43,15 @@ def sniff(path: str, task: str | None = None, columns: dict[str, str] | None = N
             return name, found, records
     if task:
         raise faults[task]
-    raise faults.get("classify", Refusal(f"no task fits {path}", where=path, fix="--task classify, tag, score or generate"))
+    raise faults.get("classify", Refusal(f"no task fits {path}", where=path, fix="--task classify, tag, score, generate or embed"))
 
 
 def fits(task: str, found: Format) -> bool:
     """Plain text is in every file, and columns without names say little; numbers of few values are classes rather than scores; classes repeat."""
     if task == "generate":
         return found.name != "plain text" and not any(name.startswith("column") for name in found.columns.values())
+    if task == "embed":
+        return found.name.startswith("anchor")
     if task == "classify":
         return len({e.labels for e in found.examples()}) <= max(2, len(found) // 2)  # type: ignore[union-attr]
     if task == "score":

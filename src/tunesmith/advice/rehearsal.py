@@ -15,12 +15,12 @@ from torch.utils.flop_counter import flop_registry
 
 from ..core import Batch, Delta, Ragged
 from ..dataset import Dataset, Part
-from ..job import fits, lengths, sizes
+from ..job import agreed, fits, lengths, sizes
 from ..networks.blank import blank_network
 from ..networks.load import add_head
 from ..networks.precision import DTYPES, choose
 from ..networks.transformer import Transformer
-from ..recipe import Recipe, objective
+from ..recipe import Recipe
 from ..shared import device_of, head_spec
 from ..sources.table import Table
 from ..updates.descend import pieces
@@ -77,6 +77,7 @@ class Rehearsal:
 
 def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
     """Raises Refusal where the method does not fit the model, or the rows its positions."""
+    learn = agreed(recipe, data)
     method, table = recipe.built_method(), Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed)
     steps = steps_of(recipe, table)
     heavy = next(pieces(table.batch(max(steps, key=lambda rows: sum(table.long[i] for i in rows))), recipe.update.micro))
@@ -97,7 +98,8 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         floor = cached_above(net, delta)
         pooled = floor == net.anatomy.depth and data.task.name in ("classify", "score")
         batch = started(heavy, net, floor, pooled)
-        learn = objective(data.task.kind, recipe.objective)
+        batch = batch.plus(**{name: torch.empty(len(heavy), net.anatomy.width) for name in learn.needs & {"guide"}})
+        learn.meet(net)
         return Rehearsal(
             trainable=sum(p.numel() for p in delta.parameters().values()),
             total=sum(p.numel() for p in net.parameters()),

@@ -138,6 +138,8 @@ def reinforce(case: Case) -> tuple[str, float, list[str]]:
 
 
 def contrast(case: Case) -> tuple[str, float, list[str]]:
+    if case.task == "embed":
+        return YES, 1.6, ["texts are to be embedded"]
     if case.signs.pairs:
         return YES, 1.6, ["pairs that belong together, and no labels"]
     if case.task == "score":

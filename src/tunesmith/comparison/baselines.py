@@ -6,7 +6,7 @@ they are judged through the same door as everything else:
 majority           the bias alone: log frequencies of the labels, the mean of the scores
 nearest centroid   Snell et al. 2017, eq. 8: logits 2 c_k x - |c_k|^2, c_k the mean state of class k
 linear probe       logistic regression (scores: ridge), its penalty by cross-validation on the training rows (Alain & Bengio 2016)
-untuned            for texts to write: the model as published, and with examples from the training rows before each prompt (Brown et al. 2020)
+untuned            for texts to embed and to write: the model as published, and, to write, with examples from the training rows before each prompt (Brown et al. 2020)
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def several(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.
 def baselines(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Result]:
     """All that make sense for the task; those that lie finished in the folder are taken from there."""
     data = shared.data(recipe)
-    names = ["untuned", f"untuned, {SHOTS} examples"] if data.task.kind == "generate" else ["majority", "nearest centroid", "linear probe"]
+    headless = {"embed": ["untuned"], "generate": ["untuned", f"untuned, {SHOTS} examples"]}
+    names = headless.get(data.task.name, ["majority", "nearest centroid", "linear probe"])
     names = [name for name in names if not (name == "nearest centroid" and data.task.kind in ("score", "multi"))]
     draws = recipe.built_stream().draws
     folders = {name: recipe.folder / "arms" / name.replace(", ", "-").replace(" ", "-") / (f"seed-{recipe.seed}" if draws else "") for name in names}
@@ -108,7 +109,7 @@ def baselines(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Result
     found = {name: there for name, folder in folders.items() if (there := finished(folder, wanted))}
     if missing := [name for name in names if name not in found]:
         reporter.say(f"baselines: {', '.join(missing)}")
-        asked = texts_to_write if data.task.kind == "generate" else linear_heads
+        asked = untuned if data.task.name in headless else linear_heads
         for name, record, lines in asked(recipe, data, shared, reporter, missing):
             found[name] = left(folders[name], {**record, "recipe": wanted}, lines)
     return [found[name] for name in names if name in found]
@@ -179,11 +180,11 @@ def told(name: str, job: Job, outcome: Outcome, seconds: float, trained: int) ->
         "artifact_bytes": 4 * trained, "peak_memory_bytes": None, "train_seconds": round(seconds, 3), "real_tokens_per_second": None, "steps": 0,
     }  # fmt: skip
     assert job.data.eval is not None
-    return name, record, predictions(job.data.eval, job.data.task.kind, outcome)
+    return name, record, predictions(job.data.eval, outcome)
 
 
-def texts_to_write(recipe: Recipe, data: Dataset, shared: Shared, reporter: Reporter, names: list[str]) -> Told:
-    """Judged by the perplexity of the answers, as every arm is."""
+def untuned(recipe: Recipe, data: Dataset, shared: Shared, reporter: Reporter, names: list[str]) -> Told:
+    """Judged as every arm is."""
     assert data.eval is not None
     with shared.lent(recipe, data) as net:
         job = assemble(replace(recipe, method={"kind": "bitfit"}), data, net, reporter, shared)  # neutral: the outputs are the model's own

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Ragged:
     @cached_property
     def offsets(self) -> list[int]:
         """Where each row begins, and the end of the last."""
-        return [0, *torch.tensor(self.lengths, dtype=torch.long).cumsum(0).tolist()]
+        ends = [0]
+        for length in self.lengths:
+            ends.append(ends[-1] + length)
+        return ends
 
     def to(self, device: torch.device) -> Ragged:
         return Ragged(self.values.to(device, non_blocking=True), self.lengths)
@@ -74,8 +78,14 @@ class Batch:
         """Runs of rows that may not be parted; a row by itself where nothing says otherwise."""
         if "group" not in self:
             return [range(i, i + 1) for i in range(len(self))]
-        sizes = torch.unique_consecutive(self["group"], return_counts=True)[1]
-        return [range(end - n, end) for n, end in zip(sizes.tolist(), sizes.cumsum(0).tolist(), strict=True)]
+        marks = self.numbers("group")
+        starts = [i for i, mark in enumerate(marks) if i == 0 or mark != marks[i - 1]]
+        return [range(a, b) for a, b in zip(starts, [*starts[1:], len(marks)], strict=False)]
+
+    def numbers(self, name: str) -> list[int]:
+        """A column of whole numbers as Python's own; also in a rehearsal, where tensors made within have no values."""
+        with unset_fake_temporarily():
+            return self[name].tolist()
 
     def labelled(self) -> Tensor:
         """(M,): the labelled positions as indices into the N tokens."""

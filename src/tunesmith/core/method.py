@@ -21,6 +21,7 @@ class Method(ABC):
     """What may move. A frozen dataclass of hyper-parameters; knows no loss and no data.
 
     rates    learning rate by kind of architecture at the width in WIDTHS, measured or, for what does not fit here, published (docs/LOG.md)
+    needs_head  it moves nothing but what stands on the trunk: a head or a vocabulary
     matrices what moves are matrices: the wider the model, the lower their best rate, as 1 / width (Yang et al. 2022, table 3); vectors keep theirs
     neutral  attaching it changes no output
     merges   its change can be folded into the base weights
@@ -30,6 +31,7 @@ class Method(ABC):
     neutral: ClassVar[bool] = True
     merges: ClassVar[bool] = False
     matrices: ClassVar[bool] = False
+    needs_head: ClassVar[bool] = False
     rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-3, "decoder": 1e-3, "seq2seq": 1e-3}
 
     def rate(self, kind: str, width: int) -> float:

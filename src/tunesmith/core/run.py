@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from .data import Batch
+from .data import Batch, Ragged
 from .method import Delta
 from .network import Network
 
@@ -33,6 +33,9 @@ class Objective(nn.Module, ABC):
     needs: frozenset[str] = frozenset()
     judges: frozenset[str] = frozenset()
     whole: ClassVar[bool] = False
+
+    def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
+        """Raise Refusal where rows of the right kind cannot serve it all the same. `size` examples a batch; called before weights are loaded."""
 
     def meet(self, net: Network) -> None:
         """Make what depends on the network's shape, such as a projection; called once, before the first step."""

@@ -20,6 +20,7 @@ class Head(Method):
     paper: ClassVar[str] = "Peters, Ruder, Smith 2019, https://arxiv.org/abs/1903.05987 (feature extraction)"
     merges: ClassVar[bool] = True
     matrices: ClassVar[bool] = True
+    needs_head: ClassVar[bool] = True
     rates: ClassVar[Mapping[str, float]] = {"encoder": 3e-2, "decoder": 3e-3, "seq2seq": 3e-3}
 
     def refuse(self, net: Network) -> None:

@@ -13,22 +13,27 @@ Pool = Literal["mean", "cls", "last"]
 
 
 def mean(states: Ragged) -> Tensor:
-    """(B, D): the mean over all tokens of a row, special ones included, in fp32 (as sentence-transformers pools)."""
-    values = states.values
+    """(B, D): the mean over all tokens of a row, special ones included, in fp32 or better (as sentence-transformers pools)."""
+    values = exact(states.values)
     lengths = torch.tensor(states.lengths, device=values.device)
     rows = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths, output_size=len(values))
-    return values.new_zeros(len(lengths), values.shape[-1], dtype=torch.float32).index_add(0, rows, values.float()) / lengths[:, None]
+    return values.new_zeros(len(lengths), values.shape[-1]).index_add(0, rows, values) / lengths[:, None]
+
+
+def exact(x: Tensor) -> Tensor:
+    """fp32, or what is finer."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def cls(states: Ragged) -> Tensor:
     """(B, D): the first token of each row."""
     lengths = torch.tensor(states.lengths)
-    return states.values[(lengths.cumsum(0) - lengths).to(states.values.device)].float()
+    return exact(states.values[(lengths.cumsum(0) - lengths).to(states.values.device)])
 
 
 def last(states: Ragged) -> Tensor:
     """(B, D): the last token of each row, the only one that has seen all others in a decoder."""
-    return states.values[(torch.tensor(states.lengths).cumsum(0) - 1).to(states.values.device)].float()
+    return exact(states.values[(torch.tensor(states.lengths).cumsum(0) - 1).to(states.values.device)])
 
 
 POOLS = {"mean": mean, "cls": cls, "last": last}

@@ -29,7 +29,7 @@ def cached(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> dict[s
         seeds = [(seed + 7919 * k + 104_729 * j) & 0x7FFF_FFFF for j in range(len(parts))]
         alone = len(parts) == 1 and world() == 1
         with torch.set_grad_enabled(alone):
-            read = [seen(run, part, s) for part, s in zip(parts, seeds, strict=True)]
+            read = [seen(run, part, s) for part, s in zip(parts, seeds, strict=True)] or [nothing(run, batch)]
         signals = {name: leaf(torch.cat([r[name] for r in read]), batch, mine, alone) for name in read[0]}
         losses = {name: loss / (total[name] or 1) for name, loss in run.objective.score(signals, batch).items()}
         ends = [signal for signal in signals.values() if signal.requires_grad]
@@ -44,6 +44,12 @@ def cached(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> dict[s
 def seen(run: Run, part: Batch, seed: int) -> Signals:
     torch.manual_seed(seed)
     return run.objective.read(run.net, part)
+
+
+def nothing(run: Run, batch: Batch) -> Signals:
+    """What a process that is left without rows has read: as many columns as the others, without a row."""
+    first = batch.groups()[0]
+    return {name: signal[:0] for name, signal in run.objective.read(run.net, batch.take(first.start, first.stop)).items()}
 
 
 def leaf(signal: Tensor, batch: Batch, mine: Sequence[int], alone: bool) -> Tensor:

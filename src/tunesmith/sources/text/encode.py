@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,9 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Reader:
-    """A tokenizer with all that decides how a text is read. `types`: the model distinguishes the halves of a pair."""
+    """A tokenizer with all that decides how a text is read. `types`: the model distinguishes the halves of a pair; `prompts`, what stands before
+    a text to embed: `anchor` and `positive` (negatives too) of rows that have these, `text` of others.
+    """
 
     tokenizer: Any
     max_length: int
@@ -36,6 +38,7 @@ class Reader:
     seq2seq: bool = False
     template: str = "auto"
     learn_prompt: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
     drop_cut: bool = False  # leave out rows whose labels were all cut off, instead of refusing
 
     def encode(self, examples: Sequence[Example], task: Task) -> Encoded:
@@ -218,24 +221,37 @@ def compared(reader: Reader, examples: Sequence[Preferred], task: Task) -> Encod
 
 
 def related(reader: Reader, examples: Sequence[Related], task: Task) -> Encoded:
-    """A row a text. side (B,): 0 the anchor, 1 the positive, from 2 on negatives; text (B,): equal for equal texts; label (B,) or score (B,) where there are.
+    """A row a text. side (B,): 0 the anchor, 1 the positive, from 2 on negatives; text (B,): equal for equal texts, input (B,): for those with equal
+    prompts, too; label (B,) or score (B,) where there are.
 
     Texts of one example are a group, so that each keeps its own.
     """
-    flat = [t for e in examples for t in e.texts]
+    before = prompts_of(reader, len(examples[0].texts))
+    flat = [before[min(side, 1)] + t for e in examples for side, t in enumerate(e.texts)]
     index = {t: i for i, t in enumerate(dict.fromkeys(flat))}
     found = reader.texts(list(index))
     ids, of = found["input_ids"], [index[t] for t in flat]
+    bare = {t: i for i, t in enumerate(dict.fromkeys(t for e in examples for t in e.texts))}
     sizes = torch.tensor([len(e.texts) for e in examples])
     columns: dict[str, Tensor | Ragged] = {"ids": ragged([ids[i] for i in of]), "group": torch.arange(len(examples)).repeat_interleave(sizes)}
-    columns |= {"side": torch.cat([torch.arange(n) for n in sizes.tolist()]), "text": torch.tensor(of)}
-    names = {label: i for i, label in enumerate(task.labels)}
+    columns |= {"side": torch.cat([torch.arange(n) for n in sizes.tolist()]), "text": torch.tensor([bare[t] for e in examples for t in e.texts])}
+    columns["input"] = torch.tensor(of)
+    names = {label: i for i, label in enumerate(dict.fromkeys([*task.labels, *(e.label or "" for e in examples)]))}  # other files may have other labels
     if task.kind == "grouped":
         columns["label"] = torch.tensor([names[e.label or ""] for e in examples]).repeat_interleave(sizes)
     if task.kind == "similar":
         columns["score"] = torch.tensor([e.score or 0.0 for e in examples]).repeat_interleave(sizes)
     lengths = uncut(reader, list(index), None, ids)
     return Encoded(columns, tuple(examples), tuple(lengths[i] for i in of))
+
+
+def prompts_of(reader: Reader, texts: int) -> tuple[str, str]:
+    """What stands before the first and before the other texts of an example."""
+    roles = ("anchor", "positive") if texts > 1 else ("text", "text")
+    if reader.prompts and not set(reader.prompts) & set(roles):
+        named, have = ", ".join(reader.prompts), "anchor and positive" if texts > 1 else "text"
+        raise Refusal(f"`data.prompts` is for {named}, and these rows have {have}", where="data.prompts", fix=f"prompts: {{{roles[0]}: ...}}")
+    return reader.prompts.get(roles[0], ""), reader.prompts.get(roles[1], "")
 
 
 def refuse_plain(reader: Reader, examples: Sequence[Plain], task: Task) -> Encoded:

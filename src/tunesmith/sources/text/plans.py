@@ -268,16 +268,25 @@ def _embed(view: Columns, options: Options) -> Plan:
 
 def _related(columns: dict[str, str | None]) -> Plan:
     score, label = columns.get("score"), columns.get("label")
-    texts = [column for role, column in columns.items() if column and role not in ("score", "label")]
+    texts = [column for role in ("text", "anchor", "positive") if (column := columns.get(role))]
+    negatives = [column for role, column in columns.items() if column and role.startswith("negative")]
 
     def build(i: int, row: dict[str, Any]) -> Related:
-        said = [t for column in texts for t in (row[column] if isinstance(row.get(column), list) and row[column] else [text(row, column)])]
-        if not all(isinstance(t, str) and t.strip() for t in said):
-            raise BadRow("a list of texts has an entry that is none")
+        said = [text(row, column) for column in texts] + [t for column in negatives for t in _several(row, column)]
         return Related(tuple(said), i, number(row, score) if score else None, name(present(row, label), label) if label else None)
 
-    names = ["text"] if "text" in columns else ["anchor", "positive", *(["negatives"] if len(texts) > 2 else [])]
+    names = ["text"] if "text" in columns else ["anchor", "positive", *(["negatives"] if negatives else [])]
     return Plan(" + ".join(names + [role for role in ("score", "label") if columns.get(role)]), columns, build)
+
+
+def _several(row: dict[str, Any], column: str) -> list[str]:
+    """The texts of a cell that has one, several or none."""
+    value = row.get(column)
+    if isinstance(value, list):
+        if not all(isinstance(t, str) and t.strip() for t in value):
+            raise BadRow(f"{quoted(column)} has an entry that is no text")
+        return value
+    return [text(row, column)] if value not in (None, "") else []
 
 
 PLANS: dict[str, Callable[[Columns, Options], Plan]] = {"classify": _classify, "tag": _tag, "score": _score, "generate": _generate, "embed": _embed}
