@@ -25,8 +25,9 @@ ROWS = {"pairs": "pairs", "similar": "pairs with a score", "grouped": "texts wit
 
 
 class Contrast(Objective):
-    """`loss` by default as the rows have it: pairs infonce, scored pairs cosent, labelled texts supcon, texts alone simcse.
+    """What belongs together comes close, what does not goes apart.
 
+    loss          by default as the rows have it: pairs infonce, scored pairs cosent, labelled texts supcon, texts alone simcse
     temperature   of the softmax, in cosines; default: of the loss
     symmetric     infonce both ways, the mean of the two (as CLIP; sentence-transformers' `per_direction`)
     margin        triplet: by how much, in cosines, the right one has to be nearer
