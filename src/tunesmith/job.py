@@ -20,6 +20,7 @@ from .networks.transformer import Transformer
 from .parallel import told
 from .progress import Reporter
 from .recipe import Recipe, objective
+from .reference import other_reference, others, reference
 from .shared import Shared
 from .sources.features import Features
 from .sources.table import Table
@@ -53,7 +54,7 @@ class Job:
 def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter, shared: Shared | None = None) -> Job:
     """Attach the method and put the five nouns together."""
     shared = shared or Shared()
-    method, learn = recipe.built_method(), objective(data.task.kind, recipe.objective)
+    method, learn = recipe.built_method(), agreed(recipe, data)
     torch.manual_seed(recipe.seed)
     delta = method.attach(net, keep=shared.keeps or "reference" in learn.needs)
     learn.to(net.device).meet(net)
@@ -73,6 +74,15 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net)])
 
 
+def agreed(recipe: Recipe, data: Dataset) -> Objective:
+    """The objective of a recipe on its rows. Raises Refusal, before weights are loaded, where one cannot serve the other."""
+    learn = objective(data.task.kind, recipe.objective)
+    learn.accept(data.train.encoded.columns, recipe.update.batch)
+    if learn.whole and recipe.update.kind == "descend":
+        raise Refusal("`update: descend` and an objective in which all rows of a batch see each other", where="update.kind", fix="update: gradcache")
+    return learn
+
+
 @dataclass(frozen=True)
 class Setting:
     """All that a source may need to add a column."""
@@ -84,6 +94,10 @@ class Setting:
     objective: Objective
     reporter: Reporter
 
+    def told(self, what: str) -> Callable[[int, int], None]:
+        """A bar that hears how many of how many rows are done."""
+        return bar_of(self.reporter, what)
+
 
 def enriched(source: Rows, wanted: Collection[str], setting: Setting) -> Rows:
     """The source, with the columns that the objective wants and the data does not give."""
@@ -93,7 +107,11 @@ def enriched(source: Rows, wanted: Collection[str], setting: Setting) -> Rows:
     return source
 
 
-ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {}  # column -> the source that adds it
+ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {  # column -> the source that adds it
+    "other": others,
+    "other_reference": other_reference,
+    "reference": reference,
+}
 
 
 def fits(data: Dataset, net: Transformer, before: int) -> None:
@@ -147,7 +165,7 @@ class Above:
         return self.cached(part.name, Table(part.encoded.columns, self.data.task.name, device=self.net.device))
 
 
-def bar_of(reporter: Reporter, what: str):
+def bar_of(reporter: Reporter, what: str) -> Callable[[int, int], None]:
     """A callback that opens a bar with its first report and closes it with its last."""
     state: dict[str, Any] = {}
 

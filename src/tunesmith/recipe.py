@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,7 +132,7 @@ class Recipe:
     kernel: Literal["auto", "matmul", "sdpa", "varlen"] = "auto"
     device: str = "auto"
     threads: Positive | None = None
-    dropout: Share | None = None  # replaces the published dropout everywhere
+    dropout: Share | None = None  # replaces the published dropout everywhere; by default 0 where an objective compares with a reference
     recompute: bool = False  # gradient checkpointing: less memory, a third more time
 
     @property
@@ -189,7 +189,7 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
     found.setdefault("objective", {"kind": IMPLIED.get(str(found["task"]), "supervised")})
     made = build(Recipe, found, "", places)
     contradictions(made, places)
-    return made
+    return replace(made, dropout=0.0) if made.dropout is None and OBJECTIVES[made.objective["kind"]].still else made
 
 
 def from_aliases(data: dict[str, Any], places: Places | None) -> dict[str, Any]:
@@ -240,6 +240,7 @@ def contradictions(r: Recipe, places: Places | None) -> None:
         (r.task == "generate" and r.head != HeadOptions(), "head", "`head` and `task: generate`: the vocabulary is the head", "leave `head` out"),
         (r.data.multi_label and r.task != "classify", "data.multi_label", f"`data.multi_label` and `task: {r.task}`", "task: classify"),
         (r.data.learn_prompt and r.task != "generate", "data.learn_prompt", f"`data.learn_prompt` and `task: {r.task}`", "task: generate"),
+        (r.data.learn_prompt and learn.still, "data.learn_prompt", f"`data.learn_prompt` and `objective: {r.objective['kind']}`: answers are compared, not what was asked", "leave it out"),
         (r.dtype == "fp32" and r.model.bits is not None, "dtype", "`dtype: fp32` and `model.bits`: a quantised base computes in bf16", "dtype: bf16"),
         (r.kernel == "varlen" and r.device == "cpu", "kernel", "`kernel: varlen` and `device: cpu`", "kernel: auto"),
         (bool(r.objective.get("smoothing")) and r.task in ("score", "generate"), "objective.smoothing", f"`objective.smoothing` and `task: {r.task}`", "leave `smoothing` out"),

@@ -25,10 +25,10 @@ from .dataset import Part, asked
 from .engine import fit
 from .errors import Diverged, OutOfMemory
 from .evaluate.evaluate import Outcome
-from .job import Job, assemble, references
+from .job import Job, agreed, assemble, references
 from .listeners import Clock, Evaluate, Journal, Show, Signals, Skip
 from .progress import Reporter
-from .recipe import Recipe, objective
+from .recipe import Recipe
 from .shared import Shared, head_spec
 from .sources.features import Features
 from .sources.witness import Witness
@@ -131,7 +131,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 def train(recipe: Recipe, folder: Path, reporter: Reporter, company: Company) -> Result:
     data = company.shared.data(recipe)
-    objective(data.task.kind, recipe.objective)  # refused, if it must be, before a weight is loaded
+    agreed(recipe, data)  # refused, if it must be, before a weight is loaded
     reporter.say(
         f"data: {data.train.format.name}, {len(data.train.examples)} rows to learn from" + (f", {len(data.eval.examples)} to judge by" if data.eval else "")
     )
@@ -241,7 +241,7 @@ def left_behind(job: Job, folder: Path, record: dict[str, Any], after: Outcome |
     size = save_artifact(folder / "artifact", job.net, job.delta, job.method, description(job), job.data.reader.tokenizer)
     record = {**record, "artifact_bytes": size}
     if after and job.data.eval:
-        write_file(folder / "predictions.jsonl", predictions(job.data.eval, job.data.task.kind, after).encode())
+        write_file(folder / "predictions.jsonl", predictions(job.data.eval, after).encode())
     write_file(folder / "README.md", card(job.recipe, job.data, record).encode())
     write_file(folder / "result.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
     with contextlib.suppress(OSError):
@@ -249,9 +249,9 @@ def left_behind(job: Job, folder: Path, record: dict[str, Any], after: Outcome |
     return record
 
 
-def predictions(part: Part, kind: str, after: Outcome) -> str:
+def predictions(part: Part, after: Outcome) -> str:
     """One line a row that was judged: what it asked, what was expected and predicted, and its shares of the main metric."""
-    expected = references(part, kind)
+    expected = references(part, part.task.kind)
     lines = []
     for i, example in enumerate(part.examples):
         line = {"row": i, "asked": asked(example)[:SHOWN], "expected": expected[i], "predicted": after.predictions[i] if i < len(after.predictions) else None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,14 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..core import Batch, Delta, Ragged
+from ..core import Batch, Delta, Objective, Ragged
 from ..dataset import Dataset, Part
-from ..job import fits, lengths, sizes
+from ..job import agreed, fits, lengths, sizes
 from ..networks.blank import blank_network
 from ..networks.load import add_head
 from ..networks.precision import DTYPES, choose
 from ..networks.transformer import Transformer
-from ..recipe import Recipe, objective
+from ..recipe import Recipe
 from ..shared import device_of, head_spec
 from ..sources.table import Table
 from ..updates.descend import pieces
@@ -78,7 +78,7 @@ class Rehearsal:
 def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
     """Raises Refusal where the method does not fit the model, or the rows its positions."""
     method, table = recipe.built_method(), Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed)
-    steps = steps_of(recipe, table)
+    learn, steps = agreed(recipe, data), steps_of(recipe, table)
     heavy = next(pieces(table.batch(max(steps, key=lambda rows: sum(table.long[i] for i in rows))), recipe.update.micro))
     *_, longest = table.once()
     torch.manual_seed(recipe.seed)
@@ -96,8 +96,7 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         delta.cast(net.compute)
         floor = cached_above(net, delta)
         pooled = floor == net.anatomy.depth and data.task.name in ("classify", "score")
-        batch = started(heavy, net, floor, pooled)
-        learn = objective(data.task.kind, recipe.objective)
+        batch = presumed(started(heavy, net, floor, pooled), learn)
         return Rehearsal(
             trainable=sum(p.numel() for p in delta.parameters().values()),
             total=sum(p.numel() for p in net.parameters()),
@@ -139,6 +138,20 @@ def started(batch: Batch, net: Transformer, floor: int, pooled: bool) -> Batch:
     return batch.plus(trunk=states, floor=torch.tensor([floor]))  # one number, which alone keeps its value here
 
 
+def presumed(batch: Batch, learn: Objective) -> Batch:
+    """With columns, of the right shape, that another source would add."""
+    for column in sorted(learn.needs & PRESUMED.keys()):
+        batch = batch.plus(**PRESUMED[column](batch))
+    return batch
+
+
+PRESUMED: dict[str, Callable[[Batch], dict[str, Tensor | Ragged]]] = {
+    "reference": lambda batch: {"reference": torch.zeros(len(batch))},
+    "other_reference": lambda batch: {"other_reference": torch.zeros(len(batch))},
+    "other": lambda batch: {"other": batch.ragged("ids"), **{f"other_{k}": batch.ragged(k) for k in ("at", "label") if k in batch}},
+}
+
+
 def filled(net: Transformer, batch: Batch, floor: int, pooled: bool) -> Work:
     """Of the pass that stores states."""
     with torch.no_grad():
@@ -147,7 +160,7 @@ def filled(net: Transformer, batch: Batch, floor: int, pooled: bool) -> Work:
 
 def stored_values(part: Part, pooled: bool) -> int:
     """States of the model's width that are kept of a part."""
-    return len(part.examples) if pooled else sum(part.encoded.lengths)
+    return len(part.encoded.lengths) if pooled else sum(part.encoded.lengths)
 
 
 def width_of(net: Transformer) -> int:

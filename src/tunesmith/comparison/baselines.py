@@ -38,6 +38,7 @@ from .logistic import chosen, fitted
 
 UNITS = 20_000  # rows, or tokens with a tag, that a probe learns from at most
 SHOTS = 4
+OF_KIND = {"generate": ["untuned", f"untuned, {SHOTS} examples"], "preferred": ["untuned"], "judged": ["untuned"], "reward": []}  # kinds without a label a row
 Fit = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # states (n, d), labels, classes -> weight (c, d), bias (c)
 
 
@@ -100,14 +101,14 @@ def several(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.
 def baselines(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Result]:
     """All that make sense for the task; those that lie finished in the folder are taken from there."""
     data = shared.data(recipe)
-    names = ["untuned", f"untuned, {SHOTS} examples"] if data.task.kind == "generate" else ["majority", "nearest centroid", "linear probe"]
+    names = OF_KIND.get(data.task.kind, ["majority", "nearest centroid", "linear probe"])
     names = [name for name in names if not (name == "nearest centroid" and data.task.kind in ("score", "multi"))]
     folders = {name: recipe.folder / "arms" / name.replace(", ", "-").replace(" ", "-") for name in names}
     wanted = identity(replace(recipe, method={"kind": "head"}, budget=type(recipe.budget)(), seed=0))
     found = {name: there for name, folder in folders.items() if (there := finished(folder, wanted))}
     if missing := [name for name in names if name not in found]:
         reporter.say(f"baselines: {', '.join(missing)}")
-        asked = texts_to_write if data.task.kind == "generate" else linear_heads
+        asked = texts_to_write if data.task.name == "generate" else linear_heads
         for name, record, lines in asked(recipe, data, shared, reporter, missing):
             found[name] = left(folders[name], {**record, "recipe": wanted}, lines)
     return [found[name] for name in names if name in found]
@@ -178,16 +179,19 @@ def told(name: str, job: Job, outcome: Outcome, seconds: float, trained: int) ->
         "artifact_bytes": 4 * trained, "peak_memory_bytes": None, "train_seconds": round(seconds, 3), "real_tokens_per_second": None, "steps": 0,
     }  # fmt: skip
     assert job.data.eval is not None
-    return name, record, predictions(job.data.eval, job.data.task.kind, outcome)
+    return name, record, predictions(job.data.eval, outcome)
 
 
 def texts_to_write(recipe: Recipe, data: Dataset, shared: Shared, reporter: Reporter, names: list[str]) -> Told:
-    """Judged by the perplexity of the answers, as every arm is."""
+    """Judged as every arm is: by the perplexity of the answers, or by which of them are liked."""
     assert data.eval is not None
     with shared.lent(recipe, data) as net:
         job = assemble(replace(recipe, method={"kind": "bitfit"}), data, net, reporter, shared)  # neutral: the outputs are the model's own
         for name in names:
             part = data.eval if name == "untuned" else with_examples(data, SHOTS)
+            if part is data.eval:
+                yield told(name, job, job.probe.ask(net), 0.0, 0)  # type: ignore[union-attr]
+                continue
             if part is None:
                 reporter.say(f"{name}: left out, plain text has no prompts to stand before, or they do not fit", "yellow")
                 continue

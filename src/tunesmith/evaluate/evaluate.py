@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..core import Batch, Network
 from ..parallel import told
-from .metrics import METRICS, Scores, spans
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """`predictions[i]` belongs to row i: a label, a tuple of labels, a list of tags, a number, or a written text (fewer than rows: not sampled).
-
-    shares   by row (a, b): the main metric is sum a / sum b, perplexity the exponential of it; empty where it is no such ratio (correlations)
-    """
-
-    scores: Scores
-    predictions: list[Any]
-    loss: float
-    shares: list[tuple[float, float]] = field(default_factory=list)
+from .metrics import METRICS, spans
+from .outcome import Outcome
+from .preference import judged, preferred, reward
 
 
 @dataclass(frozen=True)
@@ -31,7 +20,7 @@ class Probe:
     """An evaluation set that can be asked again and again.
 
     once        yields its batches, given the network (and may start above a cached trunk)
-    kind        the objective's: single, multi, score, tag, generate
+    kind        what its rows are (see Task)
     references  in the task's words, one a row
     write       for generate: texts for the first rows, or None
     """
@@ -127,4 +116,13 @@ def generate(probe: Probe, net: Network) -> Outcome:
     return Outcome(scores, written, total / units, [shares[i] for i in range(len(shares))])
 
 
-KINDS: dict[str, Callable[[Probe, Network], Outcome]] = {"single": single, "multi": multi, "score": score, "tag": tag, "generate": generate}
+KINDS: dict[str, Callable[[Probe, Network], Outcome]] = {
+    "single": single,
+    "multi": multi,
+    "score": score,
+    "tag": tag,
+    "generate": generate,
+    "preferred": preferred,
+    "judged": judged,
+    "reward": reward,
+}
