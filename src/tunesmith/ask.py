@@ -21,7 +21,6 @@ from .sources.text.formats import detect
 from .sources.text.read import read
 from .sources.text.task import kind_of
 
-
 ANSWERED = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
 
 

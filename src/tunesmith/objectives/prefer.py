@@ -63,7 +63,7 @@ class Prefer(Objective):
         self.needs = frozenset({"ids", "good" if kind == "judged" else "side"}) | self.row.needs
 
     def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
-        if self.whole and len({key for key in prompts(columns)}) < 2:
+        if self.whole and len(set(prompts(columns))) < 2:
             raise Refusal("`loss: kto` and rows that all ask the same", where="objective.loss", why=ELSEWHERE, fix="rows with other prompts, or loss: dpo")
 
     def read(self, net: Network, batch: Batch) -> Signals:
