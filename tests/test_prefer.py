@@ -17,7 +17,7 @@ from tunesmith.check import check
 from tunesmith.comparison.arms import EIGHT
 from tunesmith.comparison.compare import compare
 from tunesmith.errors import Refusal
-from tunesmith.evaluate.metrics import METRICS
+from tunesmith.evaluate import preference_metrics as metrics
 from tunesmith.progress import Reporter
 from tunesmith.recipe import read_recipe, recipe
 from tunesmith.sources.text.formats import detect, preview
@@ -140,11 +140,11 @@ def test_rows_to_judge_by_may_be_of_the_other_kind(work, tmp_path):
 def test_numbers_of_an_evaluation():
     import numpy as np
 
-    found = METRICS["preferred"](np.array([1.0, -1.0, 0.0, 3.0]), np.array([0.0, 1.0, 0.0, 1.0]), 6.0, 3, True).values
+    found = metrics.preferred(np.array([1.0, -1.0, 0.0, 3.0]), np.array([0.0, 1.0, 0.0, 1.0]), 6.0, 3, True).values
     assert found == pytest.approx({"accuracy": 0.625, "margin": 0.25, "chosen_ratio": 0.75, "rejected_ratio": 0.5, "perplexity": math.exp(2)})
-    found = METRICS["judged"](np.array([2.0, 0.0, 1.0]), np.array([True, True, False]), 4.0, 2, True).values
+    found = metrics.judged(np.array([2.0, 0.0, 1.0]), np.array([True, True, False]), 4.0, 2, True).values
     assert found == pytest.approx({"accuracy": 0.5, "margin": 0.0, "good_ratio": 1.0, "bad_ratio": 1.0, "perplexity": math.exp(2)})
-    one = METRICS["judged"](np.array([2.0, 0.0]), np.array([True, True]), 4.0, 2, True)
+    one = metrics.judged(np.array([2.0, 0.0]), np.array([True, True]), 4.0, 2, True)
     assert one.values["accuracy"] is None and "all answers are good" in one.reasons["accuracy"]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.evaluate import preference_metrics, text_metrics
+from tunesmith.evaluate import text_metrics
 
 LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae", "perplexity"})
 NO_EXAMPLES = "there are no examples"
@@ -271,5 +271,4 @@ METRICS: dict[str, Callable[..., Scores]] = {
     "tag": tag,
     "score": score,
     "generate": generate,
-    **{kind: lambda *found, measure=measure: Scores.of(measure(*found)) for kind, measure in preference_metrics.OF_LIKINGS.items()},
 }

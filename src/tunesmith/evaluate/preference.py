@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..core import Network
-from .metrics import METRICS
+from . import preference_metrics as metrics
 from .outcome import Outcome
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def preferred(probe: Probe, net: Network) -> Outcome:
     liked, logp, tokens = (np.array(column) for column in zip(*found, strict=True))
     better, worse = liked[0::2], liked[1::2]
     written = probe.write(net) if probe.write else []
-    scores = METRICS["preferred"](better, worse, float(-logp[0::2].sum()), int(tokens[0::2].sum()), compared)
+    scores = metrics.preferred(better, worse, float(-logp[0::2].sum()), int(tokens[0::2].sum()), compared)
     return Outcome(scores, written, ranking_loss(better - worse), [(float(w > l) + 0.5 * float(w == l), 1.0) for w, l in zip(better, worse, strict=True)])
 
 
@@ -33,7 +33,7 @@ def judged(probe: Probe, net: Network) -> Outcome:
     liked, logp, tokens = (np.array(column) for column in zip(*found, strict=True))
     good = np.array(probe.references, dtype=bool)
     written = probe.write(net) if probe.write else []
-    scores = METRICS["judged"](liked, good, float(-logp[good].sum()), int(tokens[good].sum()), compared)
+    scores = metrics.judged(liked, good, float(-logp[good].sum()), int(tokens[good].sum()), compared)
     return Outcome(scores, written, ranking_loss(np.where(good, liked, -liked)))
 
 
@@ -46,7 +46,7 @@ def reward(probe: Probe, net: Network) -> Outcome:
     better, worse = rewards[0::2], rewards[1::2]
     shares = [(float(w > l) + 0.5 * float(w == l), 1.0) for w, l in zip(better, worse, strict=True)]
     pairs = [{"chosen": round(float(w), 4), "rejected": round(float(l), 4)} for w, l in zip(better, worse, strict=True)]
-    return Outcome(METRICS["reward"](better, worse), pairs, ranking_loss(better - worse), shares)
+    return Outcome(metrics.reward(better, worse), pairs, ranking_loss(better - worse), shares)
 
 
 def answers(probe: Probe, net: Network) -> tuple[list[Answer], bool]:

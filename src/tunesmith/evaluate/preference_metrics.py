@@ -6,17 +6,18 @@ that, and the log-ratios are undefined and say so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from . import text_metrics
+from .metrics import Scores
 
 Measured = Mapping[str, float | str]  # a number, or the sentence that says why there is none
 ALONE = "no reference here: accuracy and margin are of the mean log-probability a token"
 
 
-def preferred(better: np.ndarray, worse: np.ndarray, nll: float, tokens: int, compared: bool) -> Measured:
+def preferred(better: np.ndarray, worse: np.ndarray, nll: float, tokens: int, compared: bool) -> Scores:
     """n pairs. nll, tokens: of the chosen answers.
 
     accuracy         in [0, 1]: share of the pairs whose better answer is liked more
@@ -28,10 +29,10 @@ def preferred(better: np.ndarray, worse: np.ndarray, nll: float, tokens: int, co
         "chosen_ratio": float(better.mean()) if compared else ALONE,
         "rejected_ratio": float(worse.mean()) if compared else ALONE,
     }
-    return {**reward(better, worse), **ratios, "perplexity": text_metrics.perplexity(nll, tokens)}
+    return Scores.of({**ranked(better - worse), **ratios, "perplexity": text_metrics.perplexity(nll, tokens)})
 
 
-def judged(liked: np.ndarray, good: np.ndarray, nll: float, tokens: int, compared: bool) -> Measured:
+def judged(liked: np.ndarray, good: np.ndarray, nll: float, tokens: int, compared: bool) -> Scores:
     """n answers, liked that much and found good or not.
 
     accuracy         in [0, 1]: share, of all pairs of a good and a bad answer, in which the good one is liked more (the area under the ROC curve)
@@ -39,23 +40,19 @@ def judged(liked: np.ndarray, good: np.ndarray, nll: float, tokens: int, compare
     """
     if good.all() or not good.any():
         reason = f"all answers are {'good' if good.all() else 'bad'}"
-        return {"accuracy": reason, "margin": reason, "perplexity": text_metrics.perplexity(nll, tokens) if good.any() else reason}
+        return Scores.of({"accuracy": reason, "margin": reason, "perplexity": text_metrics.perplexity(nll, tokens) if good.any() else reason})
     better, worse = liked[good], liked[~good]
-    gaps = better[:, None] - worse
     ratios: Measured = {
         "good_ratio": float(better.mean()) if compared else ALONE,
         "bad_ratio": float(worse.mean()) if compared else ALONE,
     }
-    return {"accuracy": share(gaps), "margin": float(gaps.mean()), **ratios, "perplexity": text_metrics.perplexity(nll, tokens)}
+    return Scores.of({**ranked(better[:, None] - worse), **ratios, "perplexity": text_metrics.perplexity(nll, tokens)})
 
 
-def reward(better: np.ndarray, worse: np.ndarray) -> Measured:
+def reward(better: np.ndarray, worse: np.ndarray) -> Scores:
     """n pairs: accuracy and margin."""
-    return {"accuracy": share(better - worse), "margin": float((better - worse).mean())}
+    return Scores.of(ranked(better - worse))
 
 
-def share(gaps: np.ndarray) -> float:
-    return float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
-
-
-OF_LIKINGS: dict[str, Callable[..., Measured]] = {"preferred": preferred, "judged": judged, "reward": reward}
+def ranked(gaps: np.ndarray) -> Measured:
+    return {"accuracy": float((gaps > 0).mean() + 0.5 * (gaps == 0).mean()), "margin": float(gaps.mean())}
