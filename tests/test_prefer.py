@@ -111,6 +111,14 @@ def test_a_reward_model_scores_answers(work, tmp_path):
             tuned.predict(["a text"])
 
 
+@pytest.mark.parametrize("method", ["lora", "full", "bitfit", "layers"])
+def test_in_bf16_too_the_first_loss_compares_the_base_with_itself(work, tmp_path, method):
+    """The wrong version: a reference in another precision than the policy's, which is off by tenths of a nat."""
+    result = run(recipe(made(work, tmp_path / "run", method=method, dtype="bf16")), QUIET)
+    assert first_loss(result) == pytest.approx(math.log(2), abs=1e-6)
+    assert result["before"]["margin"] == 0
+
+
 def test_dropout_is_off_unless_asked_for(work, tmp_path):
     assert recipe(made(work, tmp_path)).dropout == 0.0
     assert recipe({**made(work, tmp_path), "dropout": 0.1}).dropout == 0.1

@@ -63,12 +63,12 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     table = Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed, net.device)
     choice = told(lambda: choose(sizes(net, table), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel))
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
-    delta.cast(net.compute)
+    delta.cast(net.compute, keep=shared.keeps)
     above = Above(net, delta, data, shared, reporter)
     setting = Setting(recipe, data, net, delta, learn, reporter)
     stage = Stage("train", enriched(above.cached("train", table), learn.needs, setting), *lengths(recipe, table))
     u = recipe.update
-    rate, form = u.rate or method.rate(net.anatomy.kind, net.anatomy.width), UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
+    rate, form = u.rate or default_rate(method, net, learn), UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
     run = Run(net, delta, learn, [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
     probes = [probe_of(part, enriched(above.of(part), learn.judges, setting), data.reader, recipe) if part else None for part in (data.eval, data.test)]
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net)])
@@ -112,6 +112,11 @@ ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {  # column -> the source th
     "other_reference": other_reference,
     "reference": reference,
 }
+
+
+def default_rate(method: Method, net: Transformer, learn: Objective) -> float:
+    """The method's own for this model, as far as the objective bears it."""
+    return float(f"{method.rate(net.anatomy.kind, net.anatomy.width) * learn.pace:.2g}")
 
 
 def fits(data: Dataset, net: Transformer, before: int) -> None:

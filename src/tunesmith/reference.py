@@ -30,10 +30,10 @@ def other_reference(source: Rows, setting: Setting) -> Witness:
 
 
 def asked_of_base(source: Rows, setting: Setting, column: str, ask: Callable[[Network, Batch], Tensor]) -> Witness:
-    """Once a row, at rest, with the policy's own kernel and dtype."""
+    """Once a row, at rest, with the policy's own kernel and dtype: before the first step of a neutral method the two say the same to the bit."""
 
     def asked(net: Network, batch: Batch) -> Tensor:
-        with setting.delta.absent():
+        with setting.delta.absent(cast=True):
             return ask(net, batch)
 
     return Witness(source, column, asked, told=setting.told("reference, once"))

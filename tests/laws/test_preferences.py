@@ -52,7 +52,7 @@ def source_of(delta: Delta, loss: Prefer, table: Table | Features) -> Any:
 
     def at_base(ask):
         def asked(net, batch):
-            with delta.absent():
+            with delta.absent(cast=True):
                 return ask(net, batch)
 
         return asked

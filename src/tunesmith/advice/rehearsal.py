@@ -87,20 +87,20 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         published = sum(p.numel() for p in net.parameters())
         if data.task.outputs:
             add_head(net, data.task.name, head_spec(recipe, data), recipe.seed)
-        delta = method.attach(net, keep=False)
+        delta = method.attach(net, keep="reference" in learn.needs)
         net.recompute(recipe.recompute)
         with unset_fake_temporarily():  # these look at values, and at the clock
             fits(data, net, method.positions)
             choice = choose(sizes(net, table), device_of(recipe), recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel)
         net.compute, net.room.kernel = DTYPES[choice.dtype], "matmul" if choice.kernel == "varlen" else choice.kernel
-        delta.cast(net.compute)
+        delta.cast(net.compute, keep=False)
         floor = cached_above(net, delta)
         pooled = floor == net.anatomy.depth and data.task.name in ("classify", "score")
         batch = presumed(started(heavy, net, floor, pooled), learn)
         return Rehearsal(
             trainable=sum(p.numel() for p in delta.parameters().values()),
             total=sum(p.numel() for p in net.parameters()),
-            weights=weights_of(net, recipe.model.bits, published),
+            weights=weights_of(net, recipe.model.bits, published) + sum(value.nbytes for value in delta.base.values()),
             step=worked(net, batch, lambda: torch.stack(list(learn(net, batch).values())).sum().backward(), net.train),
             fill=filled(net, longest, floor, pooled) if floor else None,
             stored=sum(stored_values(part, pooled) for part in (data.train, data.eval, data.test) if part) * net.anatomy.width * width_of(net) if floor else 0,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .evaluate import Probe
 
 Answer = tuple[float, float, int]  # how much it is liked, its log-probability, its tokens
+SHARPNESS = {True: 0.1, False: 2.0}  # of the reported loss: the usual beta of DPO, and without a reference of SimPO
 
 
 def preferred(probe: Probe, net: Network) -> Outcome:
@@ -24,7 +25,12 @@ def preferred(probe: Probe, net: Network) -> Outcome:
     better, worse = liked[0::2], liked[1::2]
     written = probe.write(net) if probe.write else []
     scores = metrics.preferred(better, worse, float(-logp[0::2].sum()), int(tokens[0::2].sum()), compared)
-    return Outcome(scores, written, ranking_loss(better - worse), [(float(w > l) + 0.5 * float(w == l), 1.0) for w, l in zip(better, worse, strict=True)])
+    return Outcome(
+        scores,
+        written,
+        ranking_loss(SHARPNESS[compared] * (better - worse)),
+        [(float(w > l) + 0.5 * float(w == l), 1.0) for w, l in zip(better, worse, strict=True)],
+    )
 
 
 def judged(probe: Probe, net: Network) -> Outcome:
@@ -34,7 +40,7 @@ def judged(probe: Probe, net: Network) -> Outcome:
     good = np.array(probe.references, dtype=bool)
     written = probe.write(net) if probe.write else []
     scores = metrics.judged(liked, good, float(-logp[good].sum()), int(tokens[good].sum()), compared)
-    return Outcome(scores, written, ranking_loss(np.where(good, liked, -liked)))
+    return Outcome(scores, written, ranking_loss(SHARPNESS[compared] * np.where(good, liked, -liked)))
 
 
 def reward(probe: Probe, net: Network) -> Outcome:

@@ -59,6 +59,7 @@ class Prefer(Objective):
         self.row = LOSSES[self.loss]
         self.options = filled(self.loss, self.row, {k: v for k, v in given.items() if v is not None})
         self.whole = "other" in self.row.needs
+        self.pace = self.row.pace
         self.judges = self.row.needs & {"reference"}
         self.needs = frozenset({"ids", "good" if kind == "judged" else "side"}) | self.row.needs
 
@@ -232,20 +233,24 @@ def reward(signals: Signals, batch: Batch, o: Options) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """form: (signals, batch, options) -> a loss a pair or a row; options with their defaults; the kinds of rows and the columns that it takes."""
+    """form: (signals, batch, options) -> a loss a pair or a row; options with their defaults; the kinds of rows and the columns that it takes.
+
+    pace: at the rates that learn answers from nothing, a policy runs away from its reference (measured, docs/LOG.md)
+    """
 
     form: Callable[[Signals, Batch, Options], Tensor]
     options: Mapping[str, float]
     kinds: tuple[str, ...]
     needs: frozenset[str]
+    pace: float = 1.0
 
 
 LABELLED, COMPARED = frozenset({"label"}), frozenset({"label", "reference"})
 LOSSES: dict[str, Loss] = {
-    "dpo": Loss(dpo, {"beta": 0.1, "label_smoothing": 0.0, "sft": 0.0}, ("preferred",), COMPARED),
-    "ipo": Loss(ipo, {"beta": 0.1, "sft": 0.0}, ("preferred",), COMPARED),
-    "kto": Loss(kto, {"beta": 0.1, "desirable": 1.0, "undesirable": 1.0}, ("preferred", "judged"), COMPARED | {"other", "other_reference"}),
-    "orpo": Loss(orpo, {"beta": 0.1, "sft": 1.0}, ("preferred",), LABELLED),
-    "simpo": Loss(simpo, {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0, "sft": 0.0}, ("preferred",), LABELLED),
+    "dpo": Loss(dpo, {"beta": 0.1, "label_smoothing": 0.0, "sft": 0.0}, ("preferred",), COMPARED, 0.2),
+    "ipo": Loss(ipo, {"beta": 0.1, "sft": 0.0}, ("preferred",), COMPARED, 0.2),
+    "kto": Loss(kto, {"beta": 0.1, "desirable": 1.0, "undesirable": 1.0}, ("preferred", "judged"), COMPARED | {"other", "other_reference"}, 0.2),
+    "orpo": Loss(orpo, {"beta": 0.1, "sft": 1.0}, ("preferred",), LABELLED, 0.2),
+    "simpo": Loss(simpo, {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0, "sft": 0.0}, ("preferred",), LABELLED, 0.2),
     "reward": Loss(reward, {"center": 0.01}, ("reward",), frozenset()),
 }
