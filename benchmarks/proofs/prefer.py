@@ -54,11 +54,12 @@ def arms(written: dict[str, str]) -> dict[str, tuple[str, str]]:
     """Name -> loss and rows to learn from."""
     pairs = "desk/prefer"
     return {
-        **{loss: (loss, pairs) for loss in ("dpo", "ipo", "kto", "orpo", "simpo")},
-        "kto, one verdict a message": ("kto", written["judged"]),
+        "dpo": ("dpo", pairs),
         "dpo, swapped at random": ("dpo", written["swapped"]),
         "reward": ("reward", pairs),
         "reward, swapped at random": ("reward", written["swapped"]),
+        **{loss: (loss, pairs) for loss in ("simpo", "kto", "ipo", "orpo")},
+        "kto, one verdict a message": ("kto", written["judged"]),
     }
 
 
