@@ -18,14 +18,14 @@ from tiny import network, rows, stir
 from tunesmith.core import Batch, Delta, Method, Ragged, Run, Source, Stage
 from tunesmith.engine import fit
 from tunesmith.errors import Refusal
+from tunesmith.job import enriched
 from tunesmith.methods import METHODS, BitFit, Full, Layers, LoRA, Prefix
 from tunesmith.networks.transformer import Transformer
 from tunesmith.objectives import Prefer
-from tunesmith.objectives.prefer import LOSSES, answer_logp, other_logp
+from tunesmith.objectives.prefer import LOSSES, answer_logp
 from tunesmith.reference import elsewhere, partners, reference
 from tunesmith.sources.features import Features
 from tunesmith.sources.table import Table
-from tunesmith.sources.witness import Witness
 from tunesmith.updates import UPDATES, Descend
 
 SIZES = (5, 9, 7, 12, 8, 6, 10, 6, 8, 5, 7, 11)  # six pairs
@@ -48,21 +48,9 @@ def columns(name: str = "llama:lm", kind: str = "preferred") -> dict[str, Tensor
 
 
 def source_of(delta: Delta, loss: Prefer, table: Table | Features) -> Any:
-    """As job.py puts it together."""
-
-    def at_base(ask):
-        def asked(net, batch):
-            with delta.absent(cast=True):
-                return ask(net, batch)
-
-        return asked
-
-    source: Any = table
-    if "other" in loss.needs:
-        inner = table if isinstance(table, Table) else table.table
-        wide = replace(inner, columns={**inner.columns, **elsewhere(inner.columns)})
-        source = Witness(wide if isinstance(table, Table) else replace(table, table=wide), "other_reference", at_base(other_logp))
-    return Witness(source, "reference", at_base(answer_logp)) if "reference" in loss.needs else source
+    """As job.py puts it together: of what a source may ask, these need the delta alone."""
+    setting: Any = types.SimpleNamespace(delta=delta, told=lambda what: lambda done, total: None)
+    return enriched(table, loss.needs, setting)
 
 
 def run_of(net: Transformer, delta: Delta, loss: Prefer, source: Source, steps: int = 1, update: Descend | None = None, **more: object) -> Run:
@@ -326,13 +314,8 @@ def test_the_reference_is_the_base_and_stays_so(name: str, method: Method) -> No
 def test_it_is_asked_once_a_row() -> None:
     net, delta = mounted("llama:lm", LoRA())
     asked: list[int] = []
-
-    class Setting:
-        told = staticmethod(lambda what: lambda done, total: asked.append(done))
-
-    Setting.delta = delta  # type: ignore[attr-defined]
-    source = reference(Table(columns(), size=2), Setting)  # type: ignore[arg-type]
-    fit(run_of(net, delta, Prefer("preferred"), source, 9))
+    setting: Any = types.SimpleNamespace(delta=delta, told=lambda what: lambda done, total: asked.append(done))
+    fit(run_of(net, delta, Prefer("preferred"), reference(Table(columns(), size=2), setting), 9))
     assert asked[-1] == 12 and asked == sorted(set(asked))
 
 
