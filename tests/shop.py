@@ -72,6 +72,8 @@ SHAPES = {
     "messages": lambda t, h: {"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": f"w{30 * h}"}]},
     "embed": lambda t, h: {"anchor": t, "positive": f"w{30 * h} {t}"},
     "plain": lambda t, h: {"text": t},
+    "prefer": lambda t, h: {"prompt": t, "chosen": f"w{30 * h} w{30 * h + 1}", "rejected": f"w{30 - 30 * h} w{31 - 30 * h} w4"},
+    "judged": lambda t, h: {"prompt": t, "completion": f"w{30 * h} w{30 * h + 1}" if len(t) % 2 else f"w{30 - 30 * h}", "label": bool(len(t) % 2)},
 }
 
 

@@ -116,7 +116,6 @@ BAD = [
     ("generate", [{"messages": [U, A]}, {"messages": "hello"}], {}, ["a.jsonl:2: `messages` is text"]),
     ("generate", [{"prompt": "q", "completion": ""}], {}, ["`completion` is empty"]),
     ("generate", [{"instruction": "q", "output": "r", "history": ["x"]}], {}, ["history is not a list of"]),
-    ("generate", [{"prompt": "q", "chosen": "a", "rejected": "b"}], {}, ["preferences", "objective: prefer"]),
     ("generate", [{"foo": "q", "bar": "a"}], {}, ["no column for `prompt` and `completion`", "found `foo`, `bar`"]),
 ]
 

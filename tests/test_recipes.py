@@ -22,7 +22,7 @@ def test_a_recipe_runs(path, tmp_path):
     if made.method["kind"] == "peft":
         pytest.importorskip("peft")
     (shop.decoder if made.task == "generate" else shop.encoder)(tmp_path / "model")
-    rows = str(shop.rows(tmp_path / "rows.jsonl", made.task))
+    rows = str(shop.rows(tmp_path / "rows.jsonl", "prefer" if made.objective["kind"] == "prefer" else made.task))
     method = made.method | {k: 2 for k in ("last", "length") if k in made.method}
     small = replace(made, model=Model(str(tmp_path / "model")), data=Data(rows, rows), budget=Budget(steps=4), update=UpdateOptions(batch=8, rate=1e-3))
     result = run(replace(small, method=method, out=str(tmp_path / "run"), dtype="fp32", kernel="matmul", threads=1), Reporter(quiet=True))

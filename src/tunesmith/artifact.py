@@ -28,6 +28,7 @@ from .networks.load import HeadSpec, Origin, add_head, load_network, load_tokeni
 from .networks.precision import DTYPES
 from .networks.transformer import Transformer
 from .peft_format import from_peft, to_peft
+from .ranking import predict_reward
 from .sentence_format import sentence_files
 from .sources.table import Table
 from .sources.text.encode import Reader
@@ -119,7 +120,7 @@ class Tuned:
     reader: Reader
 
     def predict(self, texts: Sequence[Any], *, sampling: Sampling | None = None, batch: int = 8192) -> list[dict[str, Any]]:
-        """One record a text: a string, a [text, pair] for pair tasks, or a list of messages for generate."""
+        """One record a text: a string, a [text, pair] for pair tasks and rewards, or a list of messages."""
         return PREDICT[self.task.kind](self, texts, sampling or Sampling(), batch)
 
     def _repr_html_(self) -> str:
@@ -228,8 +229,15 @@ def write(net: Transformer, reader: Reader, asked: Sequence[Sequence[Turn]], sam
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
 
 
-PREDICT = {"single": predict_single, "multi": predict_multi, "score": predict_score, "tag": predict_tags, "generate": predict_text}
-PREDICT |= dict.fromkeys(("pairs", "similar", "grouped", "texts"), predict_vectors)
+PREDICT = {
+    "single": predict_single,
+    "multi": predict_multi,
+    "score": predict_score,
+    "tag": predict_tags,
+    "reward": predict_reward,
+    **dict.fromkeys(("generate", "preferred", "judged"), predict_text),
+    **dict.fromkeys(("pairs", "similar", "grouped", "texts"), predict_vectors),
+}
 
 
 # ------------------------------------------------------------------------------------------------ export

@@ -21,13 +21,16 @@ from .sources.text.formats import detect
 from .sources.text.read import read
 from .sources.text.task import kind_of
 
+ANSWERED = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+
 
 def evaluate(folder: Path, file: str) -> dict[str, Any]:
     """The task's metrics on a file, read as the run's own data were."""
     tuned, made = load(folder), recipe_of(folder)
     d = made.data
     if file.partition("/")[0] == "desk":
-        records = desk_records("desk", made.task, "test" if file == "desk" else file.partition("/")[2])
+        shape = d.train if d.train.partition("/")[0] == "desk" else "desk"
+        records = desk_records(shape, made.task, "test" if file == "desk" else file.partition("/")[2])
     else:
         records = read(file, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split="test", where_key="data")
     found = detect(records, made.task, d.columns or None, multi_label=d.multi_label, bad_rows=d.bad_rows, repair=d.repair)
@@ -50,14 +53,15 @@ def predictions(folder: Path, asked: Sequence[Any], max_new_tokens: int, tempera
     yield from load(folder).predict(asked, sampling=Sampling(max_new_tokens, temperature))
 
 
-def lines_of(file: str) -> list[Any]:
-    """Texts, [text, pair] or messages from a file; lines from standard input."""
+def lines_of(file: str, kind: str = "") -> list[Any]:
+    """Texts, [text, pair] or messages from a file, answers with what was asked for a reward; lines from standard input."""
     if file == "-":
         return [line.rstrip("\n") for line in sys.stdin if line.strip()]
     rows = read(file).rows
     if "positive" in rows[0] and "anchor" not in rows[0]:
         return [{"positive": row["positive"]} for row in rows]
-    for keys in (("anchor",), ("text", "pair"), ("sentence1", "sentence2"), ("text",), ("messages",), ("prompt",), ("sentence",)):
+    usual = (("anchor",), ("text", "pair"), ("sentence1", "sentence2"), ("text",), ("messages",), ("prompt",), ("sentence",))
+    for keys in (*(ANSWERED if kind == "reward" else ()), *usual):
         if all(key in rows[0] for key in keys):
             return [row[keys[0]] if len(keys) == 1 else [row[k] for k in keys] for row in rows]
     raise Refusal(f"no column text, prompt or messages; found {', '.join(map(str, rows[0]))}", where=file, fix="rename one of them")

@@ -229,9 +229,10 @@ def predict(
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     json: Json = False,
 ) -> None:
+    from .artifact import describe
     from .ask import chat, lines_of, predictions
 
-    asked = lines_of(file) if file else texts
+    asked = lines_of(file, describe(folder).task["kind"]) if file else texts
     if not asked:
         chat(folder, max_new_tokens, temperature)
         return

@@ -97,8 +97,14 @@ GUIDE: dict[str, Row] = {
     ),
     "reinforce": row(
         "objective",
-        ("reinforcement", "a reward is maximised", "goals that no label states", "complex, costly; rewards are gamed", "dialogue, games, verifiable answers"),
-        ("强化学习", "最大化奖励", "能优化标签表达不了的目标", "复杂、昂贵，奖励可能被钻空子", "对话、游戏、可验证的答案"),
+        (
+            "reinforcement",
+            "a reward is maximised, or preferred answers are made likelier",
+            "goals that no label states",
+            "complex, costly; rewards are gamed",
+            "dialogue, games, verifiable answers",
+        ),
+        ("强化学习", "最大化奖励，或让更受偏好的回答更可能出现", "能优化标签表达不了的目标", "复杂、昂贵，奖励可能被钻空子", "对话、游戏、可验证的答案"),
     ),
     "contrast": row(
         "objective",

@@ -22,6 +22,7 @@ from .networks.transformer import Transformer
 from .parallel import told
 from .progress import Reporter
 from .recipe import Recipe, objective
+from .reference import other_reference, others, reference
 from .shared import Shared
 from .sources.features import Features
 from .sources.table import Table
@@ -64,12 +65,12 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     table = Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed, net.device)
     choice = told(lambda: choose(sizes(net, table), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel))
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
-    delta.cast(net.compute)
+    delta.cast(net.compute, keep=shared.keeps)
     above = Above(net, delta, data, shared, reporter)
     setting = Setting(recipe, data, net, delta, learn, reporter)
     stage = Stage("train", enriched(above.cached("train", table), learn.needs, setting), *lengths(recipe, table))
     u = recipe.update
-    rate, form = u.rate or method.rate(net.anatomy.kind, net.anatomy.width), UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
+    rate, form = u.rate or default_rate(method, net, learn), UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
     run = Run(net, delta, learn, [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
     probes = [probe_of(part, enriched(above.of(part), learn.judges, setting), data.reader, recipe) if part else None for part in (data.eval, data.test)]
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net)])
@@ -85,6 +86,8 @@ def agreed(recipe: Recipe, data: Dataset) -> Objective:
             where="method",
             fix="method: lora, layers or bitfit",
         )
+    if learn.whole and recipe.update.kind == "descend":
+        raise Refusal("`update: descend` and an objective in which all rows of a batch see each other", where="update.kind", fix="update: gradcache")
     return learn
 
 
@@ -98,6 +101,10 @@ class Setting:
     delta: Delta
     objective: Objective
     reporter: Reporter
+
+    def told(self, what: str) -> Callable[[int, int], None]:
+        """A bar that hears how many of how many rows are done."""
+        return bar_of(self.reporter, what)
 
 
 def enriched(source: Rows, wanted: Collection[str], setting: Setting) -> Rows:
@@ -117,7 +124,17 @@ def guided(source: Rows, setting: Setting) -> Rows:
     return Witness(source, "guide", ask, told=told)
 
 
-ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {"guide": guided}  # column -> the source that adds it
+ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {  # column -> the source that adds it
+    "guide": guided,
+    "other": others,
+    "other_reference": other_reference,
+    "reference": reference,
+}
+
+
+def default_rate(method: Method, net: Transformer, learn: Objective) -> float:
+    """The method's own for this model, as far as the objective bears it."""
+    return float(f"{method.rate(net.anatomy.kind, net.anatomy.width) * learn.pace:.2g}")
 
 
 def fits(data: Dataset, net: Transformer, before: int) -> None:
@@ -171,7 +188,7 @@ class Above:
         return self.cached(part.name, Table(part.encoded.columns, self.data.task.name, device=self.net.device))
 
 
-def bar_of(reporter: Reporter, what: str):
+def bar_of(reporter: Reporter, what: str) -> Callable[[int, int], None]:
     """A callback that opens a bar with its first report and closes it with its last."""
     state: dict[str, Any] = {}
 

@@ -136,7 +136,7 @@ class Recipe:
     kernel: Literal["auto", "matmul", "sdpa", "varlen"] = "auto"
     device: str = "auto"
     threads: Positive | None = None
-    dropout: Share | None = None  # replaces the published dropout everywhere
+    dropout: Share | None = None  # replaces the published dropout everywhere; by default 0 where an objective compares with a reference
     recompute: bool = False  # gradient checkpointing: less memory, a third more time
 
     @property
@@ -200,7 +200,7 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
     found.setdefault("objective", {"kind": IMPLIED.get(str(found["task"]), "supervised")})
     made = build(Recipe, found, "", places)
     contradictions(made, places)
-    return made
+    return replace(made, dropout=0.0) if made.dropout is None and OBJECTIVES[made.objective["kind"]].still else made
 
 
 def from_aliases(data: dict[str, Any], places: Places | None) -> dict[str, Any]:
@@ -254,6 +254,7 @@ def contradictions(r: Recipe, places: Places | None) -> None:
         (bool(r.data.prompts) and r.task != "embed", "data.prompts", f"`data.prompts` and `task: {r.task}`", "task: embed; other tasks have their prompts in the texts"),
         (r.task == "embed" and replace(r.head, pool=None) != HeadOptions(), "head", "`head` and `task: embed`: the pooled states are the embedding", "head: {pool: mean}, or cls or last, and no more"),
         (r.data.learn_prompt and r.task != "generate", "data.learn_prompt", f"`data.learn_prompt` and `task: {r.task}`", "task: generate"),
+        (r.data.learn_prompt and learn.still, "data.learn_prompt", f"`data.learn_prompt` and `objective: {r.objective['kind']}`: answers are compared, not what was asked", "leave it out"),
         (r.dtype == "fp32" and r.model.bits is not None, "dtype", "`dtype: fp32` and `model.bits`: a quantised base computes in bf16", "dtype: bf16"),
         (r.kernel == "varlen" and r.device == "cpu", "kernel", "`kernel: varlen` and `device: cpu`", "kernel: auto"),
         (bool(r.objective.get("smoothing")) and r.task in ("score", "generate"), "objective.smoothing", f"`objective.smoothing` and `task: {r.task}`", "leave `smoothing` out"),

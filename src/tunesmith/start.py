@@ -6,13 +6,19 @@ from pathlib import Path
 
 from .checkpoint import write_file
 from .errors import Refusal
-from .sources.text.examples import Scored
+from .sources.text.examples import Judged, Preferred, Scored
 from .sources.text.formats import Format, detect, preview
 from .sources.text.read import read
 from .sources.text.records import Records
+from .sources.text.task import kind_of
 
 ORDER = ("tag", "generate", "score", "classify", "embed", "generate")  # the most particular first; generate again, for tables without names
 MODELS = {"classify": "minilm", "tag": "minilm", "score": "minilm", "generate": "Qwen/Qwen3-0.6B", "embed": "minilm"}
+LEARN = {  # by kind of rows, where they are no labels
+    "preferred": "objective: prefer          # dpo by default; {kind: prefer, loss: ipo | orpo | simpo | kto}\n",
+    "judged": "objective: prefer          # kto: answers that were judged one by one\n",
+    "reward": "objective: prefer          # a reward model; with `task: generate` the answers themselves are learnt\n",
+}
 TEMPLATE = """\
 # {file}: {name}, {rows} rows
 {shown}
@@ -21,7 +27,7 @@ task: {task}              # classify | tag | score | generate | embed
 data:
   train: {file}
   eval: 0.1                # a file, or the share of training rows to hold out
-method: lora               # full | head | layers | adapter | prompt | prefix | lora | bitfit | peft
+{learn}method: lora               # full | head | layers | adapter | prompt | prefix | lora | bitfit | peft
 budget: {{epochs: 3}}        # or steps, tokens, minutes
 out: {out}
 # update: {{rate: 1.0e-3, batch: 32}}     the method's own measured rate is the default
@@ -66,6 +72,8 @@ def init(path: str, out: Path, task: str | None = None, force: bool = False) -> 
         raise Refusal(f"{out} exists", where="--out", fix="--force replaces it, or give another --out")
     name, found, records = sniff(path, task)
     shown = "\n".join(f"#   {line[:110]}" for line in preview(found))
-    text = TEMPLATE.format(file=path, name=found.name, rows=len(records), shown=shown, model=MODELS[name], task=name, out=f"runs/{Path(path).stem}-lora")
+    learn = LEARN.get(kind_of(name, found.examples()), "") if isinstance(found.examples()[0], Preferred | Judged) else ""
+    out_folder = f"runs/{Path(path).stem}-lora"
+    text = TEMPLATE.format(file=path, name=found.name, rows=len(records), shown=shown, model=MODELS[name], task=name, learn=learn, out=out_folder)
     write_file(out, text.encode())
     return text, [*records.notes, *found.notes]

@@ -9,14 +9,17 @@ import os
 import sys
 from pathlib import Path
 
+import test_preferences
 import torch
 from safetensors.torch import save_file
 from test_training import columns, learner, run_of
 from torch import Tensor
 
 from tunesmith import parallel
+from tunesmith.core import Delta, Run
 from tunesmith.engine import fit
 from tunesmith.methods import METHODS, Adapter, BitFit, Full, Head, Layers, LoRA, Prefix, Prompt
+from tunesmith.objectives import Prefer
 from tunesmith.sources.features import Features
 from tunesmith.sources.table import Table
 from tunesmith.updates import Descend
@@ -37,11 +40,27 @@ CASES = {  # kind of task, method, rows a batch (1: a process is left without an
 
 def trained(case: str) -> dict[str, Tensor]:
     """Losses and gradient norms of five steps, and what was learnt."""
+    if case in PREFERRED:
+        return preferred(*PREFERRED[case])
     kind, name, size, tokens, stored = CASES[case]
     net, delta = learner(kind, EIGHT[name])
     table = Table(columns(kind), size=size)
     source = Features(table, delta.lowest) if stored else table
-    run = fit(run_of(net, delta, kind, source, 5, Descend(rate=1e-3, micro=tokens)))
+    return told(fit(run_of(net, delta, kind, source, 5, Descend(rate=1e-3, micro=tokens))), delta)
+
+
+def preferred(loss: str, tokens: int) -> dict[str, Tensor]:
+    """Pairs of answers, three a batch or what is left of them: a process may get one, or none."""
+    net, delta = test_preferences.mounted("llama:lm", LoRA())
+    learn = Prefer("preferred", loss)  # type: ignore[arg-type]
+    source = test_preferences.source_of(delta, learn, Table(test_preferences.columns(), size=5))
+    return told(fit(test_preferences.run_of(net, delta, learn, source, 5, Descend(rate=1e-2, micro=tokens))), delta)
+
+
+PREFERRED = {"prefer-dpo": ("dpo", 10_000), "prefer-simpo": ("simpo", 20), "prefer-kto": ("kto", 10_000), "prefer-kto-pieces": ("kto", 20)}
+
+
+def told(run: Run, delta: Delta) -> dict[str, Tensor]:
     return {
         **{key: torch.tensor([r[key] for r in run.log]) for key in ("loss", "norm", "tokens", "rows")},
         **{n: t.clone() for n, t in delta.state_dict().items()},
@@ -51,7 +70,7 @@ def trained(case: str) -> dict[str, Tensor]:
 def main() -> None:
     torch.set_num_threads(1)
     parallel.join()
-    for case in CASES:
+    for case in (*CASES, *PREFERRED):
         save_file(trained(case), Path(sys.argv[1]) / f"{case}-{os.environ.get('RANK', '0')}.safetensors")
 
 

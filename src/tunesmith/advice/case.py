@@ -125,6 +125,7 @@ def planned(target: str, given: list[str], model: str | None, task: str | None) 
         "task": name,
         "data": {"train": target, "eval": "desk" if target == "desk" else 0.1},
         "method": "lora",
+        **({"objective": "prefer"} if signs.preferences else {}),
     }
     return recipe(*apply_overrides(plain, Places(target, {}), given)), signs
 

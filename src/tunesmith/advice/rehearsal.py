@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..core import Batch, Delta, Ragged
+from ..core import Batch, Delta, Objective, Ragged
 from ..dataset import Dataset, Part
 from ..job import agreed, fits, lengths, sizes
 from ..networks.blank import blank_network
@@ -77,9 +77,8 @@ class Rehearsal:
 
 def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
     """Raises Refusal where the method does not fit the model, or the rows its positions."""
-    learn = agreed(recipe, data)
     method, table = recipe.built_method(), Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed)
-    steps = steps_of(recipe, table)
+    learn, steps = agreed(recipe, data), steps_of(recipe, table)
     heavy = next(pieces(table.batch(max(steps, key=lambda rows: sum(table.long[i] for i in rows))), recipe.update.micro))
     *_, longest = table.once()
     torch.manual_seed(recipe.seed)
@@ -88,22 +87,21 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         published = sum(p.numel() for p in net.parameters())
         if data.task.outputs:
             add_head(net, data.task.name, head_spec(recipe, data), recipe.seed)
-        delta = method.attach(net, keep=False)
+        delta = method.attach(net, keep="reference" in learn.needs)
         net.recompute(recipe.recompute)
         with unset_fake_temporarily():  # these look at values, and at the clock
             fits(data, net, method.positions)
             choice = choose(sizes(net, table), device_of(recipe), recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel)
         net.compute, net.room.kernel = DTYPES[choice.dtype], "matmul" if choice.kernel == "varlen" else choice.kernel
-        delta.cast(net.compute)
+        delta.cast(net.compute, keep=False)
         floor = cached_above(net, delta)
         pooled = floor == net.anatomy.depth and data.task.name in ("classify", "score")
-        batch = started(heavy, net, floor, pooled)
-        batch = batch.plus(**{name: torch.empty(len(heavy), net.anatomy.width) for name in learn.needs & {"guide"}})
+        batch = presumed(started(heavy, net, floor, pooled), learn, net)
         learn.meet(net)
         return Rehearsal(
             trainable=sum(p.numel() for p in delta.parameters().values()),
             total=sum(p.numel() for p in net.parameters()),
-            weights=weights_of(net, recipe.model.bits, published),
+            weights=weights_of(net, recipe.model.bits, published) + sum(value.nbytes for value in delta.base.values()),
             step=worked(net, batch, lambda: torch.stack(list(learn(net, batch).values())).sum().backward(), net.train),
             fill=filled(net, longest, floor, pooled) if floor else None,
             stored=sum(stored_values(part, pooled) for part in (data.train, data.eval, data.test) if part) * net.anatomy.width * width_of(net) if floor else 0,
@@ -141,6 +139,21 @@ def started(batch: Batch, net: Transformer, floor: int, pooled: bool) -> Batch:
     return batch.plus(trunk=states, floor=torch.tensor([floor]))  # one number, which alone keeps its value here
 
 
+def presumed(batch: Batch, learn: Objective, net: Transformer) -> Batch:
+    """With columns, of the right shape, that another source would add."""
+    for column in sorted(learn.needs & PRESUMED.keys()):
+        batch = batch.plus(**PRESUMED[column](batch, net))
+    return batch
+
+
+PRESUMED: dict[str, Callable[[Batch, Transformer], dict[str, Tensor | Ragged]]] = {
+    "guide": lambda batch, net: {"guide": torch.zeros(len(batch), net.anatomy.width)},
+    "reference": lambda batch, net: {"reference": torch.zeros(len(batch))},
+    "other_reference": lambda batch, net: {"other_reference": torch.zeros(len(batch))},
+    "other": lambda batch, net: {"other": batch.ragged("ids"), **{f"other_{k}": batch.ragged(k) for k in ("at", "label") if k in batch}},
+}
+
+
 def filled(net: Transformer, batch: Batch, floor: int, pooled: bool) -> Work:
     """Of the pass that stores states."""
     with torch.no_grad():
@@ -149,7 +162,7 @@ def filled(net: Transformer, batch: Batch, floor: int, pooled: bool) -> Work:
 
 def stored_values(part: Part, pooled: bool) -> int:
     """States of the model's width that are kept of a part."""
-    return len(part.examples) if pooled else sum(part.encoded.lengths)
+    return len(part.encoded.lengths) if pooled else sum(part.encoded.lengths)
 
 
 def width_of(net: Transformer) -> int:

@@ -38,6 +38,11 @@ from .logistic import chosen, fitted
 
 UNITS = 20_000  # rows, or tokens with a tag, that a probe learns from at most
 SHOTS = 4
+OF_KIND = {  # kinds without a label a row
+    "generate": ["untuned", f"untuned, {SHOTS} examples"],
+    "reward": [],
+    **dict.fromkeys(("preferred", "judged", "pairs", "similar", "grouped", "texts"), ["untuned"]),
+}
 Fit = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # states (n, d), labels, classes -> weight (c, d), bias (c)
 
 
@@ -100,8 +105,7 @@ def several(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.
 def baselines(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Result]:
     """All that make sense for the task; those that lie finished in the folder are taken from there."""
     data = shared.data(recipe)
-    headless = {"embed": ["untuned"], "generate": ["untuned", f"untuned, {SHOTS} examples"]}
-    names = headless.get(data.task.name, ["majority", "nearest centroid", "linear probe"])
+    names = OF_KIND.get(data.task.kind, ["majority", "nearest centroid", "linear probe"])
     names = [name for name in names if not (name == "nearest centroid" and data.task.kind in ("score", "multi"))]
     draws = recipe.built_stream().draws
     folders = {name: recipe.folder / "arms" / name.replace(", ", "-").replace(" ", "-") / (f"seed-{recipe.seed}" if draws else "") for name in names}
@@ -109,7 +113,7 @@ def baselines(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Result
     found = {name: there for name, folder in folders.items() if (there := finished(folder, wanted))}
     if missing := [name for name in names if name not in found]:
         reporter.say(f"baselines: {', '.join(missing)}")
-        asked = untuned if data.task.name in headless else linear_heads
+        asked = texts_to_write if data.task.outputs == 0 else linear_heads
         for name, record, lines in asked(recipe, data, shared, reporter, missing):
             found[name] = left(folders[name], {**record, "recipe": wanted}, lines)
     return [found[name] for name in names if name in found]
@@ -183,13 +187,16 @@ def told(name: str, job: Job, outcome: Outcome, seconds: float, trained: int) ->
     return name, record, predictions(job.data.eval, outcome)
 
 
-def untuned(recipe: Recipe, data: Dataset, shared: Shared, reporter: Reporter, names: list[str]) -> Told:
+def texts_to_write(recipe: Recipe, data: Dataset, shared: Shared, reporter: Reporter, names: list[str]) -> Told:
     """Judged as every arm is."""
     assert data.eval is not None
     with shared.lent(recipe, data) as net:
         job = assemble(replace(recipe, method={"kind": "bitfit"}), data, net, reporter, shared)  # neutral: the outputs are the model's own
         for name in names:
             part = data.eval if name == "untuned" else with_examples(data, SHOTS)
+            if part is data.eval:
+                yield told(name, job, job.probe.ask(net), 0.0, 0)  # type: ignore[union-attr]
+                continue
             if part is None:
                 reporter.say(f"{name}: left out, plain text has no prompts to stand before, or they do not fit", "yellow")
                 continue

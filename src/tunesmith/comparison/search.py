@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..core import Listener, Run
 from ..errors import Diverged, Refusal, not_installed
 from ..evaluate.metrics import better
+from ..job import agreed, default_rate
 from ..listeners import Evaluate
 from ..progress import Reporter
 from ..recipe import Recipe
@@ -159,8 +160,9 @@ def searched(label: str) -> str:
 def centre_of(worker: Worker, made: Recipe) -> float:
     if made.update.rate:
         return made.update.rate
-    with worker.shared.lent(made, worker.shared.data(made)) as net:
-        return made.built_method().rate(net.anatomy.kind, net.anatomy.width)
+    data = worker.shared.data(made)
+    with worker.shared.lent(made, data) as net:
+        return default_rate(made.built_method(), net, agreed(made, data))
 
 
 # ------------------------------------------------------------------------------------------------ optuna

@@ -142,17 +142,17 @@ class Delta:
                     raise Refusal(f"{n} has shape {tuple(state[n].shape)}, expected {tuple(t.shape)}", where="artifact")
                 t.copy_(state[n])
 
-    def cast(self, frozen: torch.dtype) -> None:
+    def cast(self, frozen: torch.dtype, keep: bool = True) -> None:
         """What moves is kept in fp32; what rests is stored in `frozen`, once, instead of being cast at every step.
 
-        A norm of which only the bias moves stays in fp32 whole, because its kernel takes no mixture.
+        `keep`: hold on to what was cast, where base values are kept at all, so that `detach` gives it back bit for bit. A norm of which only the bias moves stays in fp32 whole, because its kernel takes no mixture.
         """
         hosts = {n.rpartition(".")[0] for n in self.trains}
         for n, p in self.net.named_parameters():
             if p.is_floating_point():
                 moves = n in self.trains or (p.dim() == 1 and n.rpartition(".")[0] in hosts)
                 data = p.data.to(torch.float32 if moves else frozen)
-                if self.kept and n not in self.added and data.dtype != p.dtype:
+                if keep and self.kept and n not in self.added and data.dtype != p.dtype:
                     self.base.setdefault(n, p.data)
                 p.data = data
 
@@ -164,12 +164,16 @@ class Delta:
         return self.net
 
     @contextmanager
-    def absent(self) -> Iterator[Network]:
-        """The base network, for as long as the block lasts (reference policy, untuned teacher)."""
+    def absent(self, cast: bool = False) -> Iterator[Network]:
+        """The base network, for as long as the block lasts (reference policy, untuned teacher).
+
+        `cast`: what rests stays in the dtype in which it rests, so that nothing but what moves sets the two networks apart.
+        """
         self._need_base()
         params = dict(self.net.named_parameters())
-        here = {n: params[n].data for n in self.base}
-        self._swap(params, self.base, on=False)
+        base = {n: value for n, value in self.base.items() if n in self.trains or not cast}
+        here = {n: params[n].data for n in base}
+        self._swap(params, base, on=False)
         try:
             yield self.net
         finally:

@@ -27,12 +27,19 @@ class Objective(nn.Module, ABC):
     needs   the columns both halves look up; what the data does not give, a source adds (job.py, ADDED)
     judges  those of them that evaluation looks up too
     whole   all rows of a batch see each other, so its gradient is formed by `gradcache`; what `read` returns has one entry a row
+    pace    factor on the method's default learning rate
+    still   it is trained without dropout, unless the recipe gives one
     """
 
     tasks: ClassVar[tuple[str, ...]] = ()
     needs: frozenset[str] = frozenset()
     judges: frozenset[str] = frozenset()
-    whole: ClassVar[bool] = False
+    whole: bool = False
+    pace: float = 1.0
+    still: ClassVar[bool] = False
+
+    def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
+        """Raise Refusal where rows of the right kind cannot serve it all the same. `size` examples a batch; called before weights are loaded."""
 
     def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
         """Raise Refusal where rows of the right kind cannot serve it all the same. `size` examples a batch; called before weights are loaded."""

@@ -13,6 +13,7 @@ from ..parallel import told
 from .embedding import EMBEDDING
 from .metrics import METRICS, spans
 from .outcome import Outcome
+from .preference import judged, preferred, reward
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Probe:
     """An evaluation set that can be asked again and again.
 
     once        yields its batches, given the network (and may start above a cached trunk)
-    kind        what the rows are, as in Task
+    kind        what its rows are (see Task)
     references  in the task's words, one a row
     write       for generate: texts for the first rows, or None
     """
@@ -116,4 +117,14 @@ def generate(probe: Probe, net: Network) -> Outcome:
     return Outcome(scores, written, total / units, [shares[i] for i in range(len(shares))])
 
 
-KINDS: dict[str, Callable[[Probe, Network], Outcome]] = {"single": single, "multi": multi, "score": score, "tag": tag, "generate": generate} | EMBEDDING
+KINDS: dict[str, Callable[[Probe, Network], Outcome]] = {
+    "single": single,
+    "multi": multi,
+    "score": score,
+    "tag": tag,
+    "generate": generate,
+    "preferred": preferred,
+    "judged": judged,
+    "reward": reward,
+    **EMBEDDING,
+}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..advice.evidence import Cell, cells_of, rows_of
 from ..comparison.arms import EIGHT
+from ..construct import options as options_of
 from ..errors import Refusal
 from ..guide import GUIDE, Text
 from ..methods import METHODS
@@ -70,6 +71,7 @@ def explain(name: str, model: str = "minilm", options: Sequence[str] = (), task:
     about = first_sentence(inspect.getdoc(here)) if here else ""
     facts = [about] if about and name in GUIDE else []
     facts += ["needs the columns " + ", ".join(sorted(here.needs))] if here and here.needs else []
+    facts += ["options: " + ", ".join(f.name for f in fields(options_of(here)))] if here else []
     facts += [] if here else ["this version of Tunesmith cannot train it yet"]
     return Explanation(name, GUIDE[name].kind if name in GUIDE else "objective", text_of(name), about, "", None, facts, [])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..core import Objective
 from .contrast import Contrast
+from .prefer import Prefer
 from .supervised import Supervised
 
-OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "contrast": Contrast}
+OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "contrast": Contrast, "prefer": Prefer}

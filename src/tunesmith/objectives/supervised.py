@@ -27,7 +27,11 @@ class Supervised(Objective):
     def __init__(self, kind: Kind, smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0):
         super().__init__()
         if kind not in LOSSES:
-            raise Refusal("these rows are preferences, not answers to learn", where="objective", fix="objective: prefer")
+            raise Refusal(
+                "these rows are preferences, not answers to learn",
+                where="objective",
+                fix="objective: prefer; to learn the better answers alone, columns: {prompt: ..., completion: chosen}",
+            )
         self.kind, self.smoothing = kind, smoothing
 
     def read(self, net: Network, batch: Batch) -> Signals:

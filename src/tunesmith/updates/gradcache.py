@@ -26,16 +26,17 @@ def cached(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> dict[s
     for k, batch in enumerate(batches):
         mine = own_rows(batch)
         parts = list(pieces(batch if world() == 1 else batch.pick(mine), tokens))
-        seeds = [(seed + 7919 * k + 104_729 * j) & 0x7FFF_FFFF for j in range(len(parts))]
+        shown = parts or [batch.pick(batch.groups()[0])]  # who has no rows learns from others' what is read off a row
+        seeds = [(seed + 7919 * k + 104_729 * j) & 0x7FFF_FFFF for j in range(len(shown))]
         alone = len(parts) == 1 and world() == 1
         with torch.set_grad_enabled(alone):
-            read = [seen(run, part, s) for part, s in zip(parts, seeds, strict=True)] or [nothing(run, batch)]
-        signals = {name: leaf(torch.cat([r[name] for r in read]), batch, mine, alone) for name in read[0]}
+            read = [seen(run, part, s) for part, s in zip(shown, seeds, strict=True)]
+        signals = {name: leaf(torch.cat([r[name] for r in read])[: len(mine)], batch, mine, alone) for name in read[0]}
         losses = {name: loss / (total[name] or 1) for name, loss in run.objective.score(signals, batch).items()}
         ends = [signal for signal in signals.values() if signal.requires_grad]
         torch.stack(list(losses.values())).sum().backward(inputs=ends if rank() else None)  # all form the same gradient of the objective's own parameters
         if not alone:
-            send_back(run, parts, seeds, {name: signal.grad[mine] for name, signal in signals.items() if signal.grad is not None})
+            send_back(run, parts, seeds[: len(parts)], {name: signal.grad[mine] for name, signal in signals.items() if signal.grad is not None})
         for name, loss in losses.items() if rank() == 0 else ():
             sums[name] = sums[name] + loss.detach()
     return dict(sums)
@@ -44,12 +45,6 @@ def cached(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> dict[s
 def seen(run: Run, part: Batch, seed: int) -> Signals:
     torch.manual_seed(seed)
     return run.objective.read(run.net, part)
-
-
-def nothing(run: Run, batch: Batch) -> Signals:
-    """What a process that is left without rows has read: as many columns as the others, without a row."""
-    first = batch.groups()[0]
-    return {name: signal[:0] for name, signal in run.objective.read(run.net, batch.take(first.start, first.stop)).items()}
 
 
 def leaf(signal: Tensor, batch: Batch, mine: Sequence[int], alone: bool) -> Tensor:

@@ -209,15 +209,25 @@ def judged(reader: Reader, examples: Sequence[Judged], task: Task) -> Encoded:
 
 
 def compared(reader: Reader, examples: Sequence[Preferred], task: Task) -> Encoded:
-    """For a reward: what was asked and what was answered, as a pair of texts; two rows an example, as in `preferred`."""
+    """For a reward: dialogues to their end, two rows an example, as in `preferred`."""
+    columns, lengths = answered(reader, [d for e in examples for d in (e.chosen, e.rejected)])
+    return Encoded({**columns, **sides(len(examples), 2)}, tuple(examples), lengths)
+
+
+def answered(reader: Reader, dialogues: Sequence[Dialogue]) -> tuple[dict[str, Tensor | Ragged], tuple[int, ...]]:
+    """Rows to score an answer by: as the chat template writes them, cut at the front, because the reward is read at the end; without a template,
+    what was asked and what was answered as a pair of texts.
+    """
     template = Template.of(reader.tokenizer, reader.template)
-    flat = [d for e in examples for d in (e.chosen, e.rejected)]
-    asked, answers = [template.asked(d.turns[:-1]) for d in flat], [d.turns[-1].content for d in flat]
+    if template.kind == "chat":
+        rows = [reader.tokenizer(template.text(d.turns, answer=False), add_special_tokens=False, verbose=False)["input_ids"] for d in dialogues]
+        return {"ids": ragged([row[-reader.max_length :] for row in rows])}, tuple(map(len, rows))
+    asked, answers = [template.asked(d.turns[:-1]) for d in dialogues], [d.turns[-1].content for d in dialogues]
     found = reader.texts(asked, answers)
-    columns: dict[str, Tensor | Ragged] = {"ids": ragged(found["input_ids"]), **sides(len(examples), 2)}
+    columns: dict[str, Tensor | Ragged] = {"ids": ragged(found["input_ids"])}
     if reader.types:
         columns["types"] = ragged(found["token_type_ids"])
-    return Encoded(columns, tuple(examples), uncut(reader, asked, answers, found["input_ids"]))
+    return columns, uncut(reader, asked, answers, found["input_ids"])
 
 
 def related(reader: Reader, examples: Sequence[Related], task: Task) -> Encoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -56,10 +57,22 @@ def _dialogue(before: list[Message], row: dict[str, Any], column: str, number: i
     if isinstance(value, dict):
         return _ended([*before, value], number)
     if not isinstance(value, list):
-        return _ended([*before, {"role": "assistant", "content": text(row, column)}], number)
+        said = text(row, column)
+        return _ended(([] if before else _transcript(said)) or [*before, {"role": "assistant", "content": said}], number)
     answer = chats.messages(row, column)
     repeats = len(answer) > len(before) and answer[: len(before)] == before
     return _ended(answer if repeats else [*before, *answer], number)
+
+
+def _transcript(said: str) -> list[Message]:
+    """The messages of a dialogue written as one text, as in Anthropic's HH-RLHF; none where it is not."""
+    parts = _SPEAKER.split(said)
+    turns = [{"role": _SPEAKERS[who], "content": words.strip()} for who, words in zip(parts[1::2], parts[2::2], strict=True)]
+    return turns if not parts[0].strip() and len(turns) > 1 else []
+
+
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def _ended(messages: list[Message], number: int) -> Dialogue:
