@@ -41,7 +41,7 @@ SHOTS = 4
 OF_KIND = {  # kinds without a label a row
     "generate": ["untuned", f"untuned, {SHOTS} examples"],
     "reward": [],
-    **dict.fromkeys(("preferred", "judged", "pairs", "similar", "grouped", "texts"), ["untuned"]),
+    **{kind: ["untuned"] for kind in ("preferred", "judged", "pairs", "similar", "grouped", "texts")},
 }
 Fit = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # states (n, d), labels, classes -> weight (c, d), bias (c)
 

@@ -41,9 +41,6 @@ class Objective(nn.Module, ABC):
     def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
         """Raise Refusal where rows of the right kind cannot serve it all the same. `size` examples a batch; called before weights are loaded."""
 
-    def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
-        """Raise Refusal where rows of the right kind cannot serve it all the same. `size` examples a batch; called before weights are loaded."""
-
     def meet(self, net: Network) -> None:
         """Make what depends on the network's shape, such as a projection; called once, before the first step."""
 
