@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from .data import Batch
+from .data import Batch, Ragged
 from .method import Delta
 from .network import Network
 
@@ -27,12 +27,19 @@ class Objective(nn.Module, ABC):
     needs   the columns both halves look up; what the data does not give, a source adds (job.py, ADDED)
     judges  those of them that evaluation looks up too
     whole   all rows of a batch see each other, so its gradient is formed by `gradcache`; what `read` returns has one entry a row
+    still   it is trained without dropout, unless the recipe gives one
+    pace    factor on the method's default rate
     """
 
     tasks: ClassVar[tuple[str, ...]] = ()
     needs: frozenset[str] = frozenset()
     judges: frozenset[str] = frozenset()
     whole: ClassVar[bool] = False
+    still: ClassVar[bool] = False
+    pace: ClassVar[float] = 1.0
+
+    def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
+        """Raise Refusal where rows of the right kind cannot serve it all the same. `size` examples a batch; called before weights are loaded."""
 
     def meet(self, net: Network) -> None:
         """Make what depends on the network's shape, such as a projection; called once, before the first step."""
@@ -58,6 +65,15 @@ class Source(Protocol):
     def gives(self) -> frozenset[str]: ...
 
     def batches(self, net: Network, start: int = 0) -> Iterator[Batch]: ...
+
+
+@runtime_checkable
+class Remembering(Source, Protocol):
+    """A source whose batches are no function of the recipe, the seed and the step alone: what it must remember over an interruption."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
