@@ -20,8 +20,10 @@ from .networks.transformer import Transformer
 from .parallel import told
 from .progress import Reporter
 from .recipe import Recipe, objective
+from .reinforcement import foreseen, judge, notes, rollouts
 from .shared import Shared
 from .sources.features import Features
+from .sources.rollouts import Rollouts
 from .sources.table import Table
 from .sources.text.encode import Reader
 from .sources.text.examples import Dialogue
@@ -29,6 +31,7 @@ from .sources.witness import Witness
 from .updates import UPDATES, Descend
 
 Rows = Table | Features | Witness  # a table, as it is or with more columns
+Stream = Rows | Rollouts  # what is trained on
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Job:
 def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter, shared: Shared | None = None) -> Job:
     """Attach the method and put the five nouns together."""
     shared = shared or Shared()
-    method, learn = recipe.built_method(), objective(data.task.kind, recipe.objective)
+    method, learn = recipe.built_method(), agreed(recipe, data)
     torch.manual_seed(recipe.seed)
     delta = method.attach(net, keep=shared.keeps or "reference" in learn.needs)
     learn.to(net.device).meet(net)
@@ -65,12 +68,25 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     delta.cast(net.compute)
     above = Above(net, delta, data, shared, reporter)
     setting = Setting(recipe, data, net, delta, learn, reporter)
-    stage = Stage("train", enriched(above.cached("train", table), learn.needs, setting), *lengths(recipe, table))
+    source = enriched(above.cached("train", table), learn.needs, setting)
+    stage = Stage("train", source, *lengths(recipe, table, source.period))
     u = recipe.update
-    rate, form = u.rate or method.rate(net.anatomy.kind, net.anatomy.width), UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
+    rate, form = u.rate or method.rate(net.anatomy.kind, net.anatomy.width) * learn.pace, UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
     run = Run(net, delta, learn, [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
-    probes = [probe_of(part, enriched(above.of(part), learn.judges, setting), data.reader, recipe) if part else None for part in (data.eval, data.test)]
-    return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net)])
+    probed = JUDGES.get(recipe.objective["kind"], by_labels)
+    probes = [probed(part, enriched(above.of(part), learn.judges, setting), setting) if part else None for part in (data.eval, data.test)]
+    said = NOTES[recipe.objective["kind"]](recipe, learn, stage.steps) if recipe.objective["kind"] in NOTES else []
+    return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said])
+
+
+def agreed(recipe: Recipe, data: Dataset) -> Objective:
+    """The objective of a recipe on its rows. Raises Refusal, before weights are loaded, where one cannot serve the other."""
+    kind = recipe.objective["kind"]
+    learn = objective(data.task.kind, recipe.objective)
+    learn.accept(data.train.encoded.columns, recipe.update.batch)
+    if kind in FORESEEN:
+        FORESEEN[kind](recipe, data, learn)
+    return learn
 
 
 @dataclass(frozen=True)
@@ -85,15 +101,18 @@ class Setting:
     reporter: Reporter
 
 
-def enriched(source: Rows, wanted: Collection[str], setting: Setting) -> Rows:
+def enriched(source: Any, wanted: Collection[str], setting: Setting) -> Any:
     """The source, with the columns that the objective wants and the data does not give."""
     for column in sorted(set(wanted) - source.gives):
-        if column in ADDED:
+        if column in ADDED and column not in source.gives:
             source = ADDED[column](source, setting)
     return source
 
 
-ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {}  # column -> the source that adds it
+ADDED: dict[str, Callable[[Any, Setting], Stream]] = {"advantage": rollouts}  # column -> the source that adds it
+JUDGES: dict[str, Callable[[Part, Any, Setting], Probe]] = {"reinforce": judge}  # objective -> how its runs are judged, where not by labels
+FORESEEN: dict[str, Callable[[Recipe, Dataset, Any], None]] = {"reinforce": foreseen}  # what else can be refused before weights are loaded
+NOTES: dict[str, Callable[[Recipe, Any, int], list[str]]] = {"reinforce": notes}
 
 
 def fits(data: Dataset, net: Transformer, before: int) -> None:
@@ -163,16 +182,20 @@ def bar_of(reporter: Reporter, what: str):
     return told
 
 
-def lengths(recipe: Recipe, table: Table) -> tuple[int, int]:
+def lengths(recipe: Recipe, table: Table, period: int) -> tuple[int, int]:
     """Steps in all, and an epoch. Default: three epochs. A time budget ends the run itself; its steps are only a bound."""
-    b, period = recipe.budget, table.period
+    b = recipe.budget
     if b.steps:
         return b.steps, period
     if b.examples:
         return math.ceil(b.examples / table.size), period
     if b.tokens:
-        return max(1, math.ceil(b.tokens / (sum(table.lengths) / period))), period
+        return max(1, math.ceil(b.tokens / (sum(table.lengths) / table.period))), period
     return max(1, math.ceil((b.epochs or (10_000 if b.minutes else 3)) * period)), period
+
+
+def by_labels(part: Part, source: Rows, setting: Setting) -> Probe:
+    return probe_of(part, source, setting.data.reader, setting.recipe)
 
 
 def probe_of(part: Part, source: Rows, reader: Reader, recipe: Recipe) -> Probe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,7 +132,7 @@ class Recipe:
     kernel: Literal["auto", "matmul", "sdpa", "varlen"] = "auto"
     device: str = "auto"
     threads: Positive | None = None
-    dropout: Share | None = None  # replaces the published dropout everywhere
+    dropout: Share | None = None  # replaces the published dropout everywhere; by default 0 where an objective compares with a reference
     recompute: bool = False  # gradient checkpointing: less memory, a third more time
 
     @property
@@ -176,7 +176,7 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
         if isinstance(found.get(key), str):
             found[key] = {inner: found[key]}
     if isinstance(found.get("data"), str):
-        found["data"] = {"train": found["data"]} | ({"eval": found["data"]} if found["data"] == "desk" else {})
+        found["data"] = {"train": found["data"]} | ({"eval": found["data"]} if found["data"] in ("desk", "play") else {})
     for key in ("model", "task", "data"):
         if key not in found:
             raise Refusal(
@@ -189,7 +189,7 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
     found.setdefault("objective", {"kind": IMPLIED.get(str(found["task"]), "supervised")})
     made = build(Recipe, found, "", places)
     contradictions(made, places)
-    return made
+    return replace(made, dropout=0.0) if made.dropout is None and OBJECTIVES[made.objective["kind"]].still else made
 
 
 def from_aliases(data: dict[str, Any], places: Places | None) -> dict[str, Any]:
@@ -240,6 +240,9 @@ def contradictions(r: Recipe, places: Places | None) -> None:
         (r.task == "generate" and r.head != HeadOptions(), "head", "`head` and `task: generate`: the vocabulary is the head", "leave `head` out"),
         (r.data.multi_label and r.task != "classify", "data.multi_label", f"`data.multi_label` and `task: {r.task}`", "task: classify"),
         (r.data.learn_prompt and r.task != "generate", "data.learn_prompt", f"`data.learn_prompt` and `task: {r.task}`", "task: generate"),
+        (learn.exact and bool(r.dropout or r.method.get("dropout")), "dropout", f"dropout and `objective: {r.objective['kind']}`: the policy that is scored is the one that wrote", "dropout: 0"),
+        (learn.exact and r.budget.tokens is not None, "budget.tokens", f"`budget.tokens` and `objective: {r.objective['kind']}`: how long answers are is not known before", "budget: {steps: 200}"),
+        (bool(r.objective.get("environment")) != (r.data.train.partition("/")[0] == "play"), "data.train", "an environment plays, and `data: play` has one", "data: play, with objective: {kind: reinforce, environment: tictactoe}"),
         (r.dtype == "fp32" and r.model.bits is not None, "dtype", "`dtype: fp32` and `model.bits`: a quantised base computes in bf16", "dtype: bf16"),
         (r.kernel == "varlen" and r.device == "cpu", "kernel", "`kernel: varlen` and `device: cpu`", "kernel: auto"),
         (bool(r.objective.get("smoothing")) and r.task in ("score", "generate"), "objective.smoothing", f"`objective.smoothing` and `task: {r.task}`", "leave `smoothing` out"),

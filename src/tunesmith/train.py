@@ -25,10 +25,10 @@ from .dataset import Part, asked
 from .engine import fit
 from .errors import Diverged, OutOfMemory
 from .evaluate.evaluate import Outcome
-from .job import Job, assemble, references
+from .job import Job, agreed, assemble, references
 from .listeners import Clock, Evaluate, Journal, Show, Signals, Skip
 from .progress import Reporter
-from .recipe import Recipe, objective
+from .recipe import Recipe
 from .shared import Shared, head_spec
 from .sources.features import Features
 from .sources.witness import Witness
@@ -131,7 +131,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 def train(recipe: Recipe, folder: Path, reporter: Reporter, company: Company) -> Result:
     data = company.shared.data(recipe)
-    objective(data.task.kind, recipe.objective)  # refused, if it must be, before a weight is loaded
+    agreed(recipe, data)  # refused, if it must be, before a weight is loaded
     reporter.say(
         f"data: {data.train.format.name}, {len(data.train.examples)} rows to learn from" + (f", {len(data.eval.examples)} to judge by" if data.eval else "")
     )
@@ -238,7 +238,7 @@ def best_of(job: Job, folder: Path, watch: Evaluate | None, reporter: Reporter) 
 
 def left_behind(job: Job, folder: Path, record: dict[str, Any], after: Outcome | None) -> dict[str, Any]:
     """The artifact, the predictions, the card and the result, whose presence says that the run is finished."""
-    size = save_artifact(folder / "artifact", job.net, job.delta, job.method, description(job), job.data.reader.tokenizer)
+    size = save_artifact(folder / "artifact", job.net, job.delta, job.method, description(job), job.data.reader.tokenizer, job.run.objective.state_dict())
     record = {**record, "artifact_bytes": size}
     if after and job.data.eval:
         write_file(folder / "predictions.jsonl", predictions(job.data.eval, job.data.task.kind, after).encode())
@@ -289,6 +289,7 @@ def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Cl
         "fill_seconds": round(clock.filling, 3),
         "real_tokens_per_second": round(clock.tokens / clock.seconds, 1) if clock.seconds else None,
         "steps": job.run.done,
+        "last_step": dict(job.run.log[-1]) if job.run.log else {},
         "stopped": job.run.halt or "the budget is used up",
         "learning_rate": job.run.update.rate,  # type: ignore[attr-defined]
         "dtype": job.choice.dtype,

@@ -28,6 +28,7 @@ class Objective(nn.Module, ABC):
     judges  those of them that evaluation looks up too
     whole   all rows of a batch see each other, so its gradient is formed by `gradcache`; what `read` returns has one entry a row
     still   it is trained without dropout, unless the recipe gives one
+    exact   what wrote is, bit for bit, what is scored: no dropout at all
     pace    factor on the method's default rate
     """
 
@@ -36,6 +37,7 @@ class Objective(nn.Module, ABC):
     judges: frozenset[str] = frozenset()
     whole: ClassVar[bool] = False
     still: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
     pace: ClassVar[float] = 1.0
 
     def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:

@@ -34,6 +34,7 @@ class Probe:
     kind        the objective's: single, multi, score, tag, generate
     references  in the task's words, one a row
     write       for generate: texts for the first rows, or None
+    measure     for rewarded: the whole of it
     """
 
     name: str
@@ -42,6 +43,7 @@ class Probe:
     labels: tuple[str, ...]
     references: list[Any]
     write: Callable[[Network], list[str]] | None = None
+    measure: Callable[[Network], Outcome] | None = None
 
     @torch.no_grad()
     def ask(self, net: Network) -> Outcome:
@@ -127,4 +129,16 @@ def generate(probe: Probe, net: Network) -> Outcome:
     return Outcome(scores, written, total / units, [shares[i] for i in range(len(shares))])
 
 
-KINDS: dict[str, Callable[[Probe, Network], Outcome]] = {"single": single, "multi": multi, "score": score, "tag": tag, "generate": generate}
+def rewarded(probe: Probe, net: Network) -> Outcome:
+    assert probe.measure
+    return probe.measure(net)
+
+
+KINDS: dict[str, Callable[[Probe, Network], Outcome]] = {
+    "single": single,
+    "multi": multi,
+    "score": score,
+    "tag": tag,
+    "generate": generate,
+    "rewarded": rewarded,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..core import Objective
+from .reinforce import Reinforce
 from .supervised import Supervised
 
-OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised}
+OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "reinforce": Reinforce}
