@@ -86,7 +86,8 @@ def start_of(reader: Reader, example: Any, room: int) -> list[int]:
 
 def told(example: Any, row: int, text: str, ended: bool) -> Told:
     if isinstance(example, Dialogue):
-        return Told(example.turns[-2].content if len(example.turns) > 1 else "", text, example.turns[-1].content or None, row, ended, example.turns[:-1])
+        *asked, answer = example.turns
+        return Told(asked[-1].content if asked else "", text, answer.content or None, row, ended, tuple(asked))
     return Told(example.text, text, None, row, ended)
 
 
@@ -138,8 +139,8 @@ class Episode:
 
     def played(self, s: Sample) -> Played:
         scores: list[float] = []
-        for tokens, reward in self.brought:
-            scores += [0.0] * (tokens - 1) + [reward]
+        for tokens, worth in self.brought:
+            scores += [0.0] * (tokens - 1) + [worth]
         text = self.reader.tokenizer.decode(s.ids, skip_special_tokens=True)
         return Played(columns(s, False), scores, s.logp, self.over, text, {"success": float(self.success)})
 
@@ -151,6 +152,6 @@ def between(reader: Reader, seen: str, ended: bool) -> list[int]:
     asked = (Turn("user", "u", False),)
     before = template.asked(asked) + "a"
     text = template.asked((*asked, Turn("assistant", "a", False), Turn("user", seen, False))).removeprefix(before)
-    if ended and tokenizer.eos_token and text.startswith(tokenizer.eos_token):
-        text = text[len(tokenizer.eos_token) :]
+    if ended and tokenizer.eos_token and text.lstrip().startswith(tokenizer.eos_token):
+        text = text.lstrip()[len(tokenizer.eos_token) :]
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

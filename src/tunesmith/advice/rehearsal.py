@@ -123,7 +123,7 @@ def cached_above(net: Transformer, delta: Delta) -> int:
 
 def steps_of(recipe: Recipe, table: Table) -> list[list[int]]:
     """The rows of each step to come; of a run without end, an epoch's."""
-    total, period = lengths(recipe, table)
+    total, period = lengths(recipe, table, table.period)
     total = period if recipe.budget.minutes else total
     epochs = -(-total // period)
     return [rows.tolist() for epoch in range(epochs) for rows in table.order(epoch).split(table.size)][:total]

@@ -34,8 +34,9 @@ class Memory:
         fixed = 0 if prefix is None else prefix.shape[1]
         blank = lambda x: torch.zeros(slots, x.shape[1], fixed + room, x.shape[-1], dtype=dtype, device=x.device)
         made = cls([blank(k) for k, _ in heard], [blank(v) for _, v in heard], torch.full((slots,), fixed, device=heard[0][0].device), fixed)
-        for i in range(len(heard)) if prefix is not None else ():
-            made.keys[i][:, :, :fixed], made.values[i][:, :, :fixed] = prefix[2 * i].transpose(0, 1), prefix[2 * i + 1].transpose(0, 1)
+        if prefix is not None:
+            for i in range(len(heard)):
+                made.keys[i][:, :, :fixed], made.values[i][:, :, :fixed] = prefix[2 * i].transpose(0, 1), prefix[2 * i + 1].transpose(0, 1)
         return made
 
     def admit(self, heard: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int], slots: Sequence[Sequence[int]]) -> None:

@@ -108,9 +108,10 @@ class Reinforce(Objective):
     def meet(self, net: Network) -> None:
         """The critic: a line over the trunk's last states, 0 at the start. Nothing may be left to chance between sampling and scoring."""
         if self.values:
-            self.critic = nn.Linear(net.anatomy.width, 1).to(net.device)
-            nn.init.zeros_(self.critic.weight)
-            nn.init.zeros_(self.critic.bias)
+            critic = nn.Linear(net.anatomy.width, 1, device=next(net.parameters()).device)
+            nn.init.zeros_(critic.weight)
+            nn.init.zeros_(critic.bias)
+            self.critic = critic
         if loose := [name for name, m in net.named_modules() if isinstance(m, nn.Dropout) and m.p > 0]:
             raise Refusal(
                 f"{loose[0]} drops out: the policy that is scored would not be the one that wrote",

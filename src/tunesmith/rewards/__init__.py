@@ -40,7 +40,7 @@ class Reward:
 
 def reward(given: str | Mapping[str, Any] | Sequence[Any], warn: Callable[[str], None] = lambda text: None, load: bool = True) -> Reward:
     """What a recipe names, ready to be called; networks only where `load`. Raises Refusal where it names nothing."""
-    entries = given if isinstance(given, list | tuple) else [{"reward": given}]
+    entries: Sequence[Any] = given if isinstance(given, list | tuple) else [{"reward": given}]
     parts = []
     for entry in entries:
         entry = entry if isinstance(entry, Mapping) and "reward" in entry else {"reward": entry}

@@ -40,7 +40,7 @@ def asked(name: str, score: Score, samples: Sequence[Told], warn: Callable[[str]
         values = score(samples)
     except Refusal:
         raise
-    except Exception as e:  # noqa: BLE001  whatever a user's function raises is told with its sample
+    except Exception as e:
         raise Refusal(f"reward {name} raised {type(e).__name__}: {e}", where="objective.reward", why=shown(samples[0]), fix="mend the function") from e
     try:
         count = len(values)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -187,7 +188,7 @@ class Rollouts:
         distinct_2: different pairs of neighbouring tokens over all of them; mismatch: mean |log-probability drawn - scored|."""
         drawn = torch.tensor([x for p in played for x in p.drawn])
         labels = [list(p.columns["label"]) for p in played]
-        pairs = [pair for row in labels for pair in zip(row, row[1:], strict=False)]
+        pairs = [pair for row in labels for pair in pairwise(row)]
         parts = {name: sum(p.parts[name] for p in played) / len(played) for name in played[0].parts}
         return {
             "reward": float(total.double().mean()) if len(total) else 0.0,
