@@ -16,6 +16,7 @@ from test_resume import same, train_with_stops
 from tiny import network
 from tunesmith import train as training
 from tunesmith.artifact import load
+from tunesmith.check import check
 from tunesmith.comparison.arms import EIGHT
 from tunesmith.core import Batch, Ragged
 from tunesmith.errors import Refusal
@@ -351,3 +352,12 @@ def test_the_notes_say_what_a_name_is_and_what_the_budget_means(work, tmp_path):
     assert "REINFORCE whose baseline is the mean of the prompt's other samples" in text
     assert "4 steps are 4 rollouts of 4 prompts x 4 samples; 1 pass over each, 1 steps" in text
     assert isinstance(job.run.stream[0].train, Rollouts) and Batch
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_a_check_foresees_it(work, algorithm, tmp_path):
+    """Steps, rate and memory are known beforehand; nothing is sampled."""
+    facts = check(recipe(made(work, "full", {"algorithm": algorithm}, update={"batch": 16}, out=str(tmp_path / "run"))), Reporter(quiet=True)).facts
+    assert facts["steps"] == 4 and facts["predicted_peak_memory_bytes"] > 0
+    assert any("rollouts of" in note for note in facts["notes"])
+    assert facts["learning_rate"] == pytest.approx(METHODS["full"]().rate("decoder", 32) / 10)

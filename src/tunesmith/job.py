@@ -81,11 +81,10 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
 
 def agreed(recipe: Recipe, data: Dataset) -> Objective:
     """The objective of a recipe on its rows. Raises Refusal, before weights are loaded, where one cannot serve the other."""
-    kind = recipe.objective["kind"]
     learn = objective(data.task.kind, recipe.objective)
     learn.accept(data.train.encoded.columns, recipe.update.batch)
-    if kind in FORESEEN:
-        FORESEEN[kind](recipe, data, learn)
+    for column in learn.needs & FORESEEN.keys():
+        FORESEEN[column](recipe, data, learn)
     return learn
 
 
@@ -111,7 +110,7 @@ def enriched(source: Any, wanted: Collection[str], setting: Setting) -> Any:
 
 ADDED: dict[str, Callable[[Any, Setting], Stream]] = {"advantage": rollouts}  # column -> the source that adds it
 JUDGES: dict[str, Callable[[Part, Any, Setting], Probe]] = {"reinforce": judge}  # objective -> how its runs are judged, where not by labels
-FORESEEN: dict[str, Callable[[Recipe, Dataset, Any], None]] = {"reinforce": foreseen}  # what else can be refused before weights are loaded
+FORESEEN: dict[str, Callable[[Recipe, Dataset, Any], None]] = {"advantage": foreseen}  # column -> what can be refused of it before weights are loaded
 NOTES: dict[str, Callable[[Recipe, Any, int], list[str]]] = {"reinforce": notes}
 
 

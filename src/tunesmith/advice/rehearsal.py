@@ -87,7 +87,8 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         published = sum(p.numel() for p in net.parameters())
         if data.task.outputs:
             add_head(net, data.task.name, head_spec(recipe, data), recipe.seed)
-        delta = method.attach(net, keep=False)
+        learn = objective(data.task.kind, recipe.objective)
+        delta = method.attach(net, keep="reference" in learn.needs)
         net.recompute(recipe.recompute)
         with unset_fake_temporarily():  # these look at values, and at the clock
             fits(data, net, method.positions)
@@ -96,8 +97,7 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         delta.cast(net.compute)
         floor = cached_above(net, delta)
         pooled = floor == net.anatomy.depth and data.task.name in ("classify", "score")
-        batch = started(heavy, net, floor, pooled)
-        learn = objective(data.task.kind, recipe.objective)
+        batch = learn.presumed(net, started(heavy, net, floor, pooled))
         return Rehearsal(
             trainable=sum(p.numel() for p in delta.parameters().values()),
             total=sum(p.numel() for p in net.parameters()),

@@ -119,6 +119,15 @@ class Reinforce(Objective):
                 fix="dropout 0, in the recipe and the method",
             )
 
+    def presumed(self, net: Network, batch: Batch) -> Batch:
+        """As if the data's own answers had been sampled."""
+        if self.values and self.critic is None:
+            self.meet(net)
+        label = batch.ragged("label")
+        tokens = Ragged(torch.zeros(len(label.values), device=label.values.device), label.lengths)
+        rows = torch.ones(len(label.lengths), device=label.values.device)
+        return batch.plus(**dict.fromkeys(("old", "reference", "advantage", "value", "return"), tokens), weight=rows, beta=rows)
+
     def read(self, net: Network, batch: Batch) -> Signals:
         """logp, and with a critic value, each (N,) by token that the policy wrote."""
         logp, states = net.spoken(batch, self.temperature)
