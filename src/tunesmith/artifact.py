@@ -3,6 +3,7 @@
 artifact/  tunesmith.json            model, task and labels, method, head, how texts are read
            adapter_model.safetensors + adapter_config.json    lora, prompt, prefix: peft's format
            delta.safetensors         everything else that moved: heads, biases, blocks ...
+           objective.safetensors     what the objective learnt for itself, such as a critic; not needed to predict
            tokenizer files
 """
 
@@ -55,8 +56,10 @@ class Description:
     format: int = FORMAT
 
 
-def save_artifact(folder: Path, net: Transformer, delta: Delta, method: Method, about: Description, tokenizer: Any) -> int:
-    """Write, read back, compare. Returns the bytes of the tensors."""
+def save_artifact(
+    folder: Path, net: Transformer, delta: Delta, method: Method, about: Description, tokenizer: Any, beside: Mapping[str, torch.Tensor] | None = None
+) -> int:
+    """Write, read back, compare. `beside` is what the objective learnt for itself (a critic). Returns the bytes of the tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     state, adapter = delta.state_dict(), to_peft(method, delta, about.model["name"])
     files: dict[str, Content] = {}
@@ -66,6 +69,8 @@ def save_artifact(folder: Path, net: Transformer, delta: Delta, method: Method, 
     rest = {n: t for n, t in state.items() if not adapter or n not in adapter.ours}
     if rest:
         files["delta.safetensors"] = rest
+    if beside:
+        files["objective.safetensors"] = beside
     files["tunesmith.json"] = json.dumps(asdict(about), indent=2, ensure_ascii=False).encode()
     for name, content in files.items():
         write_file(folder / name, content)
@@ -220,13 +225,18 @@ def turns(asked: Any) -> tuple[Turn, ...]:
 def write(net: Transformer, reader: Reader, asked: Sequence[Sequence[Turn]], sampling: Sampling) -> list[str]:
     """What the model answers to each dialogue. The end of the text stays within the model's positions."""
     tokenizer = reader.tokenizer
-    template = Template.of(tokenizer, "plain" if reader.seq2seq else reader.template)
-    prompts = [template.asked(t).strip() if reader.seq2seq else template.asked(t) for t in asked]
     room = max(1, (net.anatomy.positions or 1 << 20) - sampling.max_new_tokens)
-    ids = [tokenizer(p, add_special_tokens=reader.seq2seq or template.special(p), verbose=False)["input_ids"][-room:] for p in prompts]
+    ids = [prompt_ids(reader, t, room) for t in asked]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     new = generate(net, ids, sampling, eos=tokenizer.eos_token_id, pad=pad)
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
+
+
+def prompt_ids(reader: Reader, asked: Sequence[Turn], room: int) -> list[int]:
+    """What stands before the answer to these turns; of a long one, the last `room` tokens."""
+    template = Template.of(reader.tokenizer, "plain" if reader.seq2seq else reader.template)
+    text = template.asked(asked).strip() if reader.seq2seq else template.asked(asked)
+    return reader.tokenizer(text, add_special_tokens=reader.seq2seq or template.special(text), verbose=False)["input_ids"][-room:]
 
 
 PREDICT = {

@@ -1,6 +1,6 @@
 """Checkpoints that survive being killed at any moment: written aside, synced, hashed, renamed; read only if every hash holds.
 
-    checkpoints/step-00000120/   delta.safetensors  update.safetensors  state.json  manifest.json
+    checkpoints/step-00000120/   delta.safetensors  objective.safetensors  source.safetensors  update.safetensors  state.json  manifest.json
 
 A folder counts if its manifest verifies. The newest that does is continued; a damaged one is named and passed over. Nothing
 is pickled. What is not in the folder is a function of the recipe, the seed and the step: row order, dropout, the schedule.
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .core import Listener, Run, Stage
+from .core import Listener, Remembering, Run, Stage
 from .errors import Refusal, Storage
 from .parallel import first
 
@@ -149,6 +149,7 @@ class Checkpoints(Listener):
         files = {
             "delta.safetensors": run.delta.state_dict(),
             "objective.safetensors": run.objective.state_dict(),
+            "source.safetensors": remembered(run),
             "update.safetensors": run.update.state_dict(),
             "state.json": json.dumps({"done": run.done, "halt": run.halt, "fingerprint": self.fingerprint, "listeners": states(run)}).encode(),
         }
@@ -184,6 +185,7 @@ class Checkpoints(Listener):
             )
         run.delta.load_state_dict(load_file(folder / "delta.safetensors"))
         run.objective.load_state_dict(load_file(folder / "objective.safetensors"))
+        remind(run, load_file(folder / "source.safetensors"))
         run.update.load_state_dict(load_file(folder / "update.safetensors"))
         run.done, run.halt = state["done"], state["halt"]
         for listener, kept in zip(run.listeners, state["listeners"], strict=True):
@@ -196,6 +198,18 @@ def name_of(step: int) -> str:
 
 def states(run: Run) -> list[Mapping[str, Any]]:
     return [listener.state() for listener in run.listeners]
+
+
+def remembered(run: Run) -> dict[str, Tensor]:
+    """What the sources of all stages must not forget, as `stage/name`."""
+    return {f"{stage.name}/{k}": t for stage in run.stream if isinstance(stage.train, Remembering) for k, t in stage.train.state_dict().items()}
+
+
+def remind(run: Run, state: Mapping[str, Tensor]) -> None:
+    """The inverse of `remembered`."""
+    for stage in run.stream:
+        if isinstance(stage.train, Remembering):
+            stage.train.load_state_dict({k.partition("/")[2]: t for k, t in state.items() if k.startswith(f"{stage.name}/")})
 
 
 def owned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

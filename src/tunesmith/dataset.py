@@ -12,6 +12,7 @@ import xxhash
 
 from .core import Ragged
 from .data import desk
+from .environments import environment
 from .errors import Refusal
 from .networks.load import Origin, load_config, load_tokenizer, origin
 from .recipe import Data, Recipe
@@ -24,6 +25,8 @@ from .sources.text.task import Task, kind_of, task_of
 
 DEFAULT_LENGTH = {"classify": 512, "tag": 512, "score": 512, "generate": 1024, "embed": 256}
 OUTER, INNER = 20240229, 20240301  # seeds of what is held out
+FIRST_SEED = {"train": 0, "eval": 1_000_000, "test": 2_000_000}  # of the episodes of a part
+EPISODES = {"train": 1024, "eval": 128, "test": 128}
 DESK_SPLITS = {"train": "train", "eval": "dev", "test": "test"}
 
 
@@ -90,7 +93,8 @@ def read_part(recipe: Recipe, name: str) -> Format | None:
         return None
     d = recipe.data
     split = {"train": "train", "eval": "validation", "test": "test"}[name]
-    records = desk_records(given, recipe.task, name) if given.partition("/")[0] == "desk" else None
+    embedded = EMBEDDED.get(given.partition("/")[0])
+    records = embedded(given, recipe, name) if embedded else None
     if records is None:
         records = read(given, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split=split, where_key=f"data.{name}")
     columns = d.columns or None
@@ -108,6 +112,20 @@ def desk_records(given: str, task: str, name: str) -> Records:
         )
     rows = desk.rows(shape, DESK_SPLITS[name])
     return Records(rows=rows, lines=list(range(1, len(rows) + 1)), path=given, kind="jsonl")
+
+
+def episodes(given: str, recipe: Recipe, name: str) -> Records:
+    """The beginnings of an environment's episodes: `play`, or `play/200` for 200 of them."""
+    count = given.partition("/")[2] or str(EPISODES[name])
+    if not count.isdigit() or count == "0":
+        raise Refusal(f"{given!r} is no number of episodes", where=f"data.{name}", fix=f"play/{EPISODES[name]}")
+    make = environment(recipe.objective["environment"])
+    seen = [make().reset(seed=FIRST_SEED[name] + i)[0] for i in range(int(count))]
+    rows = [{"prompt": s if isinstance(s, str) else " ".join(map(str, s)), "completion": "..."} for s in seen]
+    return Records(rows=rows, lines=list(range(1, len(rows) + 1)), path=given, kind="jsonl")
+
+
+EMBEDDED = {"desk": lambda given, recipe, name: desk_records(given, recipe.task, name), "play": episodes}
 
 
 def sample(data: Data, examples: list[Example]) -> tuple[list[Example], list[Example]]:

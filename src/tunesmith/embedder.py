@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +19,10 @@ from .networks.load import load_config, load_network, load_tokenizer, origin
 from .networks.transformer import Transformer
 from .sources.text.encode import Reader
 from .sources.text.examples import Related
+from .sources.witness import Witness
+
+if TYPE_CHECKING:
+    from .job import Rows, Setting
 
 LENGTH = 256  # tokens of a text, at most
 
@@ -65,5 +71,13 @@ def embedder(name: str, device: torch.device | str = "cpu") -> Embedder:
 
 def embedded_by_base(delta: Delta, net: Network, batch: Batch) -> Tensor:
     """(B, D): what the network makes of rows without its delta."""
-    with delta.absent():
+    with delta.absent(cast=True):
         return net.pooled(batch)
+
+
+def guided(source: Rows, setting: Setting) -> Witness:
+    """guide (B, D): what the base, or another model, makes of each text; asked once."""
+    name, told = setting.recipe.objective["guide"], setting.told("guide, once")
+    if name == "base":
+        return Witness(source, "guide", partial(embedded_by_base, setting.delta), told=told)
+    return Witness(source, "guide", embedder(name, setting.net.device).of_rows(setting.data.train.examples), told=told)  # type: ignore[arg-type]

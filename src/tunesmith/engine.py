@@ -17,7 +17,8 @@ def fit(run: Run) -> Run:
             batches = stage.train.batches(run.net, (run.done - first) * run.accumulate)  # lazy: a source may look at the network as it is now
             while run.done < first + stage.steps and not run.halt:
                 run.delta.advance((run.done - first) // stage.period)
-                record = run.update.step(run, list(islice(batches, run.accumulate)))
+                micro = list(islice(batches, run.accumulate))
+                record = {**run.update.step(run, micro), **micro[-1].said}
                 run.done += 1
                 run.log.append(record)
                 for listener in run.listeners:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from .artifact import write
 from .core import Delta, Method, Objective, Ragged, Run, Stage
 from .dataset import Dataset, Part
-from .embedder import embedded_by_base, embedder
+from .embedder import guided
 from .errors import Refusal
 from .evaluate.evaluate import Probe
 from .networks.decode import Sampling
@@ -23,8 +22,10 @@ from .parallel import told
 from .progress import Reporter
 from .recipe import Recipe, objective
 from .reference import other_reference, others, reference
+from .reinforcement import foreseen, judge, notes, rollouts
 from .shared import Shared
 from .sources.features import Features
+from .sources.rollouts import Rollouts
 from .sources.table import Table
 from .sources.text.encode import Reader
 from .sources.text.examples import Dialogue
@@ -32,6 +33,7 @@ from .sources.witness import Witness
 from .updates import UPDATES, Descend
 
 Rows = Table | Features | Witness  # a table, as it is or with more columns
+Stream = Rows | Rollouts  # what is trained on
 
 
 @dataclass
@@ -68,12 +70,15 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     delta.cast(net.compute, keep=shared.keeps)
     above = Above(net, delta, data, shared, reporter)
     setting = Setting(recipe, data, net, delta, learn, reporter)
-    stage = Stage("train", enriched(above.cached("train", table), learn.needs, setting), *lengths(recipe, table))
+    source = enriched(above.cached("train", table), learn.needs, setting)
+    stage = Stage("train", source, *lengths(recipe, table, source.period))
     u = recipe.update
     rate, form = u.rate or default_rate(method, net, learn), UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
     run = Run(net, delta, learn, [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
-    probes = [probe_of(part, enriched(above.of(part), learn.judges, setting), data.reader, recipe) if part else None for part in (data.eval, data.test)]
-    return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net)])
+    probed = JUDGES.get(recipe.objective["kind"], by_labels)
+    probes = [probed(part, enriched(above.of(part), learn.judges, setting), setting) if part else None for part in (data.eval, data.test)]
+    said = NOTES[recipe.objective["kind"]](recipe, learn, stage.steps) if recipe.objective["kind"] in NOTES else []
+    return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said])
 
 
 def agreed(recipe: Recipe, data: Dataset) -> Objective:
@@ -88,6 +93,8 @@ def agreed(recipe: Recipe, data: Dataset) -> Objective:
         )
     if learn.whole and recipe.update.kind == "descend":
         raise Refusal("`update: descend` and an objective in which all rows of a batch see each other", where="update.kind", fix="update: gradcache")
+    for column in learn.needs & FORESEEN.keys():
+        FORESEEN[column](recipe, data, learn)
     return learn
 
 
@@ -107,29 +114,24 @@ class Setting:
         return bar_of(self.reporter, what)
 
 
-def enriched(source: Rows, wanted: Collection[str], setting: Setting) -> Rows:
+def enriched(source: Any, wanted: Collection[str], setting: Setting) -> Any:
     """The source, with the columns that the objective wants and the data does not give."""
     for column in sorted(set(wanted) - source.gives):
-        if column in ADDED:
+        if column in ADDED and column not in source.gives:
             source = ADDED[column](source, setting)
     return source
 
 
-def guided(source: Rows, setting: Setting) -> Rows:
-    """guide (B, D): what the base, or another model, makes of each text; asked once."""
-    name, told = setting.recipe.objective["guide"], bar_of(setting.reporter, "guide, once")
-    if name == "base":
-        return Witness(source, "guide", partial(embedded_by_base, setting.delta), told=told)
-    ask = embedder(name, setting.net.device).of_rows(setting.data.train.examples)  # type: ignore[arg-type]
-    return Witness(source, "guide", ask, told=told)
-
-
-ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {  # column -> the source that adds it
+ADDED: dict[str, Callable[[Any, Setting], Stream]] = {  # column -> the source that adds it
+    "advantage": rollouts,
     "guide": guided,
     "other": others,
     "other_reference": other_reference,
     "reference": reference,
 }
+JUDGES: dict[str, Callable[[Part, Any, Setting], Probe]] = {"reinforce": judge}  # objective -> how its runs are judged, where not by labels
+FORESEEN: dict[str, Callable[[Recipe, Dataset, Any], None]] = {"advantage": foreseen}  # column -> what can be refused of it before weights are loaded
+NOTES: dict[str, Callable[[Recipe, Any, int], list[str]]] = {"reinforce": notes}
 
 
 def default_rate(method: Method, net: Transformer, learn: Objective) -> float:
@@ -204,17 +206,21 @@ def bar_of(reporter: Reporter, what: str) -> Callable[[int, int], None]:
     return told
 
 
-def lengths(recipe: Recipe, table: Table) -> tuple[int, int]:
+def lengths(recipe: Recipe, table: Table, period: int) -> tuple[int, int]:
     """Steps in all, and an epoch. Default: the stream's steps, or three epochs. A time budget ends the run itself; its steps are only a bound."""
-    b, period = recipe.budget, table.period
+    b = recipe.budget
     unsaid = not (b.epochs or b.examples or b.tokens or b.minutes)
     if steps := b.steps or (recipe.built_stream().steps if unsaid else None):
         return steps, period
     if b.examples:
         return math.ceil(b.examples / table.size), period
     if b.tokens:
-        return max(1, math.ceil(b.tokens / (sum(table.lengths) / period))), period
+        return max(1, math.ceil(b.tokens / (sum(table.lengths) / table.period))), period
     return max(1, math.ceil((b.epochs or (10_000 if b.minutes else 3)) * period)), period
+
+
+def by_labels(part: Part, source: Rows, setting: Setting) -> Probe:
+    return probe_of(part, source, setting.data.reader, setting.recipe)
 
 
 def probe_of(part: Part, source: Rows, reader: Reader, recipe: Recipe) -> Probe:

@@ -187,7 +187,7 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
         if isinstance(found.get(key), str):
             found[key] = {inner: found[key]}
     if isinstance(found.get("data"), str):
-        found["data"] = {"train": found["data"]} | ({"eval": found["data"]} if found["data"] == "desk" else {})
+        found["data"] = {"train": found["data"]} | ({"eval": found["data"]} if found["data"] in ("desk", "play") else {})
     for key in ("model", "task", "data"):
         if key not in found:
             raise Refusal(
@@ -255,6 +255,9 @@ def contradictions(r: Recipe, places: Places | None) -> None:
         (r.task == "embed" and replace(r.head, pool=None) != HeadOptions(), "head", "`head` and `task: embed`: the pooled states are the embedding", "head: {pool: mean}, or cls or last, and no more"),
         (r.data.learn_prompt and r.task != "generate", "data.learn_prompt", f"`data.learn_prompt` and `task: {r.task}`", "task: generate"),
         (r.data.learn_prompt and learn.still, "data.learn_prompt", f"`data.learn_prompt` and `objective: {r.objective['kind']}`: answers are compared, not what was asked", "leave it out"),
+        (learn.exact and bool(r.dropout or r.method.get("dropout")), "dropout", f"dropout and `objective: {r.objective['kind']}`: the policy that is scored is the one that wrote", "dropout: 0"),
+        (learn.exact and r.budget.tokens is not None, "budget.tokens", f"`budget.tokens` and `objective: {r.objective['kind']}`: how long answers are is not known before", "budget: {steps: 200}"),
+        (bool(r.objective.get("environment")) != (r.data.train.partition("/")[0] == "play"), "data.train", "an environment plays, and `data: play` has one", "data: play, with objective: {kind: reinforce, environment: tictactoe}"),
         (r.dtype == "fp32" and r.model.bits is not None, "dtype", "`dtype: fp32` and `model.bits`: a quantised base computes in bf16", "dtype: bf16"),
         (r.kernel == "varlen" and r.device == "cpu", "kernel", "`kernel: varlen` and `device: cpu`", "kernel: auto"),
         (bool(r.objective.get("smoothing")) and r.task in ("score", "generate"), "objective.smoothing", f"`objective.smoothing` and `task: {r.task}`", "leave `smoothing` out"),

@@ -247,7 +247,7 @@ def best_of(job: Job, folder: Path, watch: Evaluate | None, reporter: Reporter) 
 
 def left_behind(job: Job, folder: Path, record: dict[str, Any], after: Outcome | None) -> dict[str, Any]:
     """The artifact, the predictions, the card and the result, whose presence says that the run is finished."""
-    size = save_artifact(folder / "artifact", job.net, job.delta, job.method, description(job), job.data.reader.tokenizer)
+    size = save_artifact(folder / "artifact", job.net, job.delta, job.method, description(job), job.data.reader.tokenizer, job.run.objective.state_dict())
     record = {**record, "artifact_bytes": size}
     if after and job.data.eval:
         write_file(folder / "predictions.jsonl", predictions(job.data.eval, after).encode())
@@ -298,6 +298,7 @@ def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Cl
         "fill_seconds": round(clock.filling, 3),
         "real_tokens_per_second": round(clock.tokens / clock.seconds, 1) if clock.seconds else None,
         "steps": job.run.done,
+        "last_step": dict(job.run.log[-1]) if job.run.log else {},
         "stopped": job.run.halt or "the budget is used up",
         "learning_rate": job.run.update.rate,  # type: ignore[attr-defined]
         "dtype": job.choice.dtype,

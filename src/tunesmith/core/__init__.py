@@ -16,7 +16,7 @@ from __future__ import annotations
 from .data import Batch, Ragged
 from .method import Delta, Method
 from .network import Anatomy, Graft, Insert, Network, Slot
-from .run import Counts, Listener, Objective, Run, Signals, Source, Stage, Terms, Update
+from .run import Counts, Listener, Objective, Remembering, Run, Signals, Source, Stage, Terms, Update
 
 __all__ = [
     "Anatomy",
@@ -30,6 +30,7 @@ __all__ = [
     "Network",
     "Objective",
     "Ragged",
+    "Remembering",
     "Run",
     "Signals",
     "Slot",

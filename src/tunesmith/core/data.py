@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -53,11 +53,12 @@ class Batch:
 
     `ids` is the text. `at`, where labels belong to tokens, holds the labelled positions of each row, counted from its start;
     `label` holds their labels, or one label a row. `group` (B,), where rows are scored together (a pair, a preference), is equal for
-    those that may not be parted; they follow each other.
+    those that may not be parted; they follow each other. `said` is what a source tells of the batch, for the record of its step.
     """
 
     columns: Mapping[str, Tensor | Ragged]
     task: str = "task"
+    said: Mapping[str, float] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         column = self.columns[name]

@@ -90,8 +90,15 @@ class Network(nn.Module, ABC):
         """(B, C) for a head on pooled states, (M, C) for a head or vocabulary on labelled positions."""
 
     @abstractmethod
-    def label_logp(self, batch: Batch) -> Tensor:
-        """(M,): log-probability of each label under the vocabulary. Never holds all (M, V) logits in fp32 at once."""
+    def spoken(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """(M,): log-probability of each label under softmax(logits / temperature), and (M, D): the states it was read from.
+
+        Never holds all (M, V) logits in fp32 at once.
+        """
+
+    def label_logp(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """The first half of `spoken`."""
+        return self.spoken(batch, temperature)[0]
 
     def rest_below(self, floor: int) -> None:
         """Train mode, but what lies under the floor is a constant of the run: no dropout, hence cacheable bit for bit."""

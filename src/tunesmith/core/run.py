@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ class Objective(nn.Module, ABC):
     whole   all rows of a batch see each other, so its gradient is formed by `gradcache`; what `read` returns has one entry a row
     pace    factor on the method's default learning rate
     still   it is trained without dropout, unless the recipe gives one
+    exact   what wrote is, bit for bit, what is scored: no dropout at all
     """
 
     tasks: ClassVar[tuple[str, ...]] = ()
@@ -37,12 +38,17 @@ class Objective(nn.Module, ABC):
     whole: bool = False
     pace: float = 1.0
     still: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
 
     def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
         """Raise Refusal where rows of the right kind cannot serve it all the same. `size` examples a batch; called before weights are loaded."""
 
     def meet(self, net: Network) -> None:
         """Make what depends on the network's shape, such as a projection; called once, before the first step."""
+
+    def presumed(self, net: Network, batch: Batch) -> Batch:
+        """The batch with the columns that sources would add, right in shape alone: for a rehearsal, which asks nobody."""
+        return batch
 
     @abstractmethod
     def read(self, net: Network, batch: Batch) -> Signals: ...
@@ -65,6 +71,15 @@ class Source(Protocol):
     def gives(self) -> frozenset[str]: ...
 
     def batches(self, net: Network, start: int = 0) -> Iterator[Batch]: ...
+
+
+@runtime_checkable
+class Remembering(Source, Protocol):
+    """A source whose batches are no function of the recipe, the seed and the step alone: what it must remember over an interruption."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class Probe:
     kind        what its rows are (see Task)
     references  in the task's words, one a row
     write       for generate: texts for the first rows, or None
+    measure     for rewarded: the whole of it
     """
 
     name: str
@@ -32,6 +33,7 @@ class Probe:
     labels: tuple[str, ...]
     references: list[Any]
     write: Callable[[Network], list[str]] | None = None
+    measure: Callable[[Network], Outcome] | None = None
 
     @torch.no_grad()
     def ask(self, net: Network) -> Outcome:
@@ -117,6 +119,11 @@ def generate(probe: Probe, net: Network) -> Outcome:
     return Outcome(scores, written, total / units, [shares[i] for i in range(len(shares))])
 
 
+def rewarded(probe: Probe, net: Network) -> Outcome:
+    assert probe.measure
+    return probe.measure(net)
+
+
 KINDS: dict[str, Callable[[Probe, Network], Outcome]] = {
     "single": single,
     "multi": multi,
@@ -126,5 +133,6 @@ KINDS: dict[str, Callable[[Probe, Network], Outcome]] = {
     "preferred": preferred,
     "judged": judged,
     "reward": reward,
+    "rewarded": rewarded,
     **EMBEDDING,
 }

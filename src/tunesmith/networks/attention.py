@@ -20,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 from .kernels import KERNELS, Kernel, Rules, by_matmul, by_sdpa, varlen
 from .layout import Bucket, Gather, Layout, spread
+from .memory import Memory
 
 NAME = "tunesmith"  # under which the functions are registered with transformers
 NO_MASK: ContextVar[bool] = ContextVar("no_mask", default=False)
@@ -36,6 +37,7 @@ class Room:
     prefix: Tensor | None = None
     kernel: str = "matmul"
     heard: list[tuple[Tensor, Tensor]] | None = None  # keys and values, while somebody listens
+    memory: Memory | None = None  # while rows are written: what they have said so far; each brings one token a pass
 
     def again(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """For gradient checkpointing: nothing at the first pass; at the second, what this room holds now."""
@@ -107,6 +109,8 @@ def attention(
     prefix = seat.prefix() if seat else None
     if seat and seat.room.heard is not None:
         seat.room.heard.append((key, value))
+    if seat and seat.room.memory:
+        return seat.room.memory.attend(seat.index, query[0], key[0], value[0], rules), None
     if seat and seat.room.layout and NO_MASK.get() | (attention_mask is None and query.shape[0] == 1):
         return packed(query, key, value, seat.room, rules, prefix), None
     return padded(query, key, value, attention_mask, position_bias, rules, prefix).transpose(1, 2), None

@@ -190,16 +190,20 @@ class Transformer(Network):
             return head(self.states(batch).values[batch.labelled()]) if "at" in batch else head(self.pooled(batch))
         return logits_of(self.voiced(batch), *self.vocabulary())
 
-    def label_logp(self, batch: Batch) -> Tensor:
+    def spoken(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         if self.anatomy.kind == "seq2seq":
-            return self.target_logp(batch)
+            return self.target_logp(batch, temperature)
         h = self.voiced(batch)
         weight, bias, cap = self.vocabulary()
-        return label_logp(h.to(self.compute) if h.device.type == "cpu" or self.compute is not torch.float32 else h, weight, bias, batch["label"], cap)
+        own = h.to(self.compute) if h.device.type == "cpu" or self.compute is not torch.float32 else h
+        return label_logp(own, weight, bias, batch["label"], cap, temperature), h
 
     def voiced(self, batch: Batch) -> Tensor:
         """(M, D): the states that the output embedding reads; Granite and Cohere scale its logits."""
-        config, h = self.model.config, self.states(batch).values[batch.labelled()]
+        return self.voice(self.states(batch).values[batch.labelled()])
+
+    def voice(self, h: Tensor) -> Tensor:
+        config = self.model.config
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         return h if scale == 1 else h * scale
 
@@ -208,19 +212,20 @@ class Transformer(Network):
         head = self.model.get_output_embeddings()
         return head.weight, getattr(head, "bias", None), getattr(self.model.config, "final_logit_softcapping", None)
 
-    def target_logp(self, batch: Batch) -> Tensor:
-        """Encoder-decoders: (M,) over the tokens of `target`, in order of rows."""
+    def target_logp(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Encoder-decoders: (M,) over the tokens of `target`, in order of rows, and the decoder's last states (M, D)."""
         ids, target = batch.ragged("ids"), batch.ragged("target")
         with self.precision():
             self.room.layout, self.room.prefix = None, self.prefix() if self.prefix is not None and self.prefix.on else None
             rows = sorted(range(len(ids.lengths)), key=lambda i: ids.lengths[i])
-            parts: dict[int, Tensor] = {}
+            parts: dict[int, tuple[Tensor, Tensor]] = {}
             for chunk in chunks(rows, 16):
-                found = self.target_chunk([ids.rows()[i] for i in chunk], [target.rows()[i] for i in chunk])
+                found = self.target_chunk([ids.rows()[i] for i in chunk], [target.rows()[i] for i in chunk], temperature)
                 parts |= dict(zip(chunk, found, strict=True))
-        return torch.cat([parts[i] for i in range(len(rows))])
+        logp, states = zip(*(parts[i] for i in range(len(rows))), strict=True)
+        return torch.cat(logp), torch.cat(states)
 
-    def target_chunk(self, ids: list[Tensor], target: list[Tensor]) -> list[Tensor]:
+    def target_chunk(self, ids: list[Tensor], target: list[Tensor], temperature: float) -> list[tuple[Tensor, Tensor]]:
         pad = nn.utils.rnn.pad_sequence
         text, mask = pad(ids, True), pad([torch.ones_like(x) for x in ids], True)
         labels, prompt = pad(target, True, -100), self.prompt_rows()
@@ -231,9 +236,10 @@ class Transformer(Network):
             inputs = {"inputs_embeds": torch.cat([prompt.to(table.dtype).expand(len(text), -1, -1), table], 1)}
             mask = torch.cat([mask.new_ones(len(mask), len(prompt)), mask], 1)
         shifted = torch.cat([start, labels[:, :-1].clamp(min=0)], 1)
-        logits = self.model(**inputs, attention_mask=mask, decoder_input_ids=shifted, use_cache=False).logits.float()
+        out = self.model(**inputs, attention_mask=mask, decoder_input_ids=shifted, use_cache=False, output_hidden_states=True)
+        logits = out.logits.float() if temperature == 1 else out.logits.float() / temperature
         logp = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        return [row[: len(t)] for row, t in zip(logp, target, strict=True)]
+        return [(row[: len(t)], state[: len(t)]) for row, state, t in zip(logp, out.decoder_hidden_states[-1], target, strict=True)]
 
 
 def chunks(items: list[int], size: int) -> Iterator[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..core import Objective
 from .contrast import Contrast
 from .prefer import Prefer
+from .reinforce import Reinforce
 from .supervised import Supervised
 
-OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "contrast": Contrast, "prefer": Prefer}
+OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "contrast": Contrast, "prefer": Prefer, "reinforce": Reinforce}

@@ -120,6 +120,9 @@ class Contrast(Objective):
         if self.projection:
             self.project = nn.Sequential(nn.Linear(width, width, device=next(net.parameters()).device), nn.Tanh())
 
+    def presumed(self, net: Network, batch: Batch) -> Batch:
+        return batch.plus(guide=torch.zeros(len(batch), net.anatomy.width)) if self.guide else batch
+
     def read(self, net: Network, batch: Batch) -> Signals:
         """z (B, D); for simcse also `again` (B, D), the same rows under another dropout."""
         return self.how.read(net, batch)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .features import Features
+from .rollouts import Rollouts
 from .table import Table
 from .witness import Witness
 
-SOURCES: dict[str, type] = {"table": Table, "features": Features, "witness": Witness}
+SOURCES: dict[str, type] = {"table": Table, "features": Features, "witness": Witness, "rollouts": Rollouts}
