@@ -150,15 +150,15 @@ def test_odds_stay_finite(values: tuple[float, float]) -> None:
 
 def test_the_distance_of_kto_is_at_least_zero_and_takes_no_gradient() -> None:
     batch = Batch({"ids": Ragged(torch.zeros(2), (1, 1)), "good": torch.tensor([1.0, 0.0]), "reference": torch.zeros(2), "other_reference": torch.zeros(2)})
-    learn, losses = Prefer("judged"), []
+    learn, losses = Prefer("judged", desirable=2.0), []
     for other in (-4.0, 0.0, 4.0):
         far = torch.full((2,), other, requires_grad=True)
         total = learn.score({"logp": torch.zeros(2, requires_grad=True), "other": far}, batch)["task"]
         total.backward()
         assert far.grad is None
         losses.append(total.item())
-    assert losses[0] == losses[1] == 1.0
-    assert losses[2] == pytest.approx(sigmoid(0.4) + sigmoid(-0.4))
+    assert losses[0] == losses[1] == 1.5
+    assert losses[2] == pytest.approx(2 * sigmoid(0.4) + sigmoid(-0.4))
 
 
 # ------------------------------------------------------------------------------------------------ trl
