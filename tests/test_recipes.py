@@ -24,6 +24,8 @@ def test_a_recipe_runs(path, tmp_path):
     (shop.decoder if made.task == "generate" else shop.encoder)(tmp_path / "model")
     rows = str(shop.rows(tmp_path / "rows.jsonl", "prefer" if made.objective["kind"] == "prefer" else made.task))
     method = made.method | {k: 2 for k in ("last", "length") if k in made.method}
-    small = replace(made, model=Model(str(tmp_path / "model")), data=Data(rows, rows), budget=Budget(steps=4), update=UpdateOptions(batch=8, rate=1e-3))
-    result = run(replace(small, method=method, out=str(tmp_path / "run"), dtype="fp32", kernel="matmul", threads=1), Reporter(quiet=True))
-    assert result["after"]["loss"] > 0
+    data = Data("play/8", "play/8") if made.data.train == "play" else Data(rows, rows)
+    small = replace(made, model=Model(str(tmp_path / "model")), data=data, budget=Budget(steps=4), update=UpdateOptions(batch=8, rate=1e-3))
+    objective = made.objective | {k: 4 for k in ("length",) if k in made.objective}
+    result = run(replace(small, method=method, objective=objective, out=str(tmp_path / "run"), dtype="fp32", kernel="matmul", threads=1), Reporter(quiet=True))
+    assert result["after"]["loss"] > 0 or result["metric"] == "reward"

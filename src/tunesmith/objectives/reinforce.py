@@ -39,6 +39,7 @@ class Reinforce(Objective):
     """
 
     tasks = ("generate",)
+    needs = frozenset({"ids", "label", "old", "reference", "advantage", "weight", "beta"})
     still: ClassVar[bool] = True
     exact: ClassVar[bool] = True
     pace: ClassVar[float] = 0.1
@@ -85,11 +86,8 @@ class Reinforce(Objective):
         self.reward, self.environment = reward, environment
         self.estimate = estimate or ("k1" if self.row.kl == "reward" else "k3")
         self.critic: nn.Linear | None = None
+        self.needs = type(self).needs | ({"value", "return"} if self.values else set())
         refuse(self, kind)
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"ids", "label", "old", "reference", "advantage", "weight", "beta"}) | ({"value", "return"} if self.values else frozenset())
 
     @property
     def values(self) -> bool:

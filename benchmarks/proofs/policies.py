@@ -1,0 +1,100 @@
+"""Small policies for the games: a Transformer over the game's own words, taught the form of the game, not how to win, by random play."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from tunesmith.environments import environment
+from tunesmith.progress import Reporter
+from tunesmith.recipe import recipe
+from tunesmith.train import run
+
+
+@dataclass(frozen=True)
+class Game:
+    """`said(seen, dice)` is what random play says; `least`: the success that counts as learnt."""
+
+    environment: Any
+    said: Callable[[str, random.Random], str]
+    least: float
+    length: int = 1
+    turns: int = 20
+    batch: int = 64
+    steps: int = 240
+    rate: float = 1e-3
+    plays: int = 400
+    taught: int = 200
+    width: int = 64
+    spaces: bool = False
+    objective: dict[str, Any] = field(default_factory=lambda: {"epochs": 4, "minibatches": 1, "discount": 0.99, "value_weight": 0.5})
+
+
+def one_of(*words: str) -> Callable[[str, random.Random], str]:
+    return lambda seen, dice: dice.choice(words)
+
+
+def free_cell(seen: str, dice: random.Random) -> str:
+    return dice.choice([c for c in seen.split() if c.isdigit()] or ["1"])
+
+
+GAMES = {
+    "frozenlake": Game("frozenlake", one_of("left", "down", "right", "up"), 0.9, batch=96, steps=280, rate=2e-3, plays=200, taught=100),
+    "tictactoe": Game("tictactoe", free_cell, 0.9, turns=5, steps=800, batch=256),
+    "tictactoe-perfect": Game({"kind": "tictactoe", "opponent": "perfect"}, free_cell, 0.9, turns=5, steps=800, batch=256),
+}
+
+
+def beginner(name: str, game: Game, work: Path, threads: int) -> tuple[Path, float]:
+    """A folder with a model that has seen random play, and the seconds that it took. Kept from one call to the next."""
+    folder, rows = work / f"{name}-beginner", work / f"{name}.jsonl"
+    plays = [list(played(game, seed)) for seed in range(10_000_000, 10_000_000 + game.plays)]
+    rows.write_text("".join(json.dumps({"messages": p}) + "\n" for p in plays))
+    texts = [m["content"] for p in plays for m in p]
+    blank(folder, texts, game.width, game.spaces)
+    made = {
+        "model": str(folder), "task": "generate", "data": str(rows), "method": "full", "budget": {"steps": game.taught}, "update": {"batch": 16, "rate": 3e-3},
+        "out": str(work / f"{name}-taught"), "dtype": "fp32", "kernel": "matmul", "threads": threads,
+    }  # fmt: skip
+    result = run(recipe(made), Reporter(quiet=True), fresh=True)
+    from tunesmith.artifact import export
+
+    export(result.folder, folder)
+    return folder, result["train_seconds"]
+
+
+def played(game: Game, seed: int):
+    """One random game, as messages."""
+    world, dice = environment(game.environment)(), random.Random(seed)
+    seen, _ = world.reset(seed=seed)
+    for _ in range(game.turns):
+        said = game.said(seen, dice)
+        yield {"role": "user", "content": seen}
+        yield {"role": "assistant", "content": said}
+        seen, _, over, cut, _ = world.step(said)
+        if over or cut:
+            return
+
+
+def blank(folder: Path, texts: list[str], width: int, spaces: bool) -> None:
+    """A Llama of two blocks that knows the words of these texts; digits and signs are words of their own, and `spaces` too."""
+    split = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\s+"), "isolated" if spaces else "removed"), pre_tokenizers.Split(Regex(r"\d|[^\w\s]"), "isolated")])
+    pieces = sorted({piece for text in texts for piece, _ in split.pre_tokenize_str(text)} | ({"\n", " "} if spaces else set()))
+    words = ["<pad>", "<s>", "</s>", "<unk>", *pieces]
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = split
+    if spaces:
+        raw.decoder = decoders.Fuse()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    hf.PreTrainedTokenizerFast(tokenizer_object=raw, model_input_names=["input_ids", "attention_mask"], **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 4 * width, "max_position_embeddings": 512}
+    hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(words), pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, **sizes)).save_pretrained(folder)
