@@ -21,14 +21,16 @@ from .parallel import told
 from .progress import Reporter
 from .recipe import Recipe, objective
 from .shared import Shared
+from .sources.answers import Answers
 from .sources.features import Features
 from .sources.table import Table
 from .sources.text.encode import Reader
 from .sources.text.examples import Dialogue
 from .sources.witness import Witness
+from .teaching.columns import foreseen, taught
 from .updates import UPDATES, Descend
 
-Rows = Table | Features | Witness  # a table, as it is or with more columns
+Rows = Table | Features | Witness | Answers  # a table, as it is or with more columns
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Job:
 def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter, shared: Shared | None = None) -> Job:
     """Attach the method and put the five nouns together."""
     shared = shared or Shared()
-    method, learn = recipe.built_method(), objective(data.task.kind, recipe.objective)
+    method, learn = recipe.built_method(), agreed(recipe, data)
     torch.manual_seed(recipe.seed)
     delta = method.attach(net, keep=shared.keeps or "reference" in learn.needs)
     learn.to(net.device).meet(net)
@@ -71,6 +73,14 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     run = Run(net, delta, learn, [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
     probes = [probe_of(part, enriched(above.of(part), learn.judges, setting), data.reader, recipe) if part else None for part in (data.eval, data.test)]
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net)])
+
+
+def agreed(recipe: Recipe, data: Dataset) -> Objective:
+    """The objective of a recipe on its rows. Raises Refusal, before weights are loaded, where one cannot serve the other."""
+    learn = objective(data.task.kind, recipe.objective)
+    for column in learn.needs & FORESEEN.keys():
+        FORESEEN[column](recipe, data, learn)
+    return learn
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,10 @@ def enriched(source: Rows, wanted: Collection[str], setting: Setting) -> Rows:
     return source
 
 
-ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {}  # column -> the source that adds it
+ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {  # column -> the source that adds it
+    "teacher": lambda source, setting: taught(source, setting, bar_of(setting.reporter, "teacher, once")),
+}
+FORESEEN: dict[str, Callable[[Recipe, Dataset, Objective], None]] = {"teacher": foreseen}  # column -> what can be refused of it before weights are loaded
 
 
 def fits(data: Dataset, net: Transformer, before: int) -> None:

@@ -25,13 +25,15 @@ from .dataset import Part, asked
 from .engine import fit
 from .errors import Diverged, OutOfMemory
 from .evaluate.evaluate import Outcome
-from .job import Job, assemble, references
+from .job import Job, agreed, assemble, references
 from .listeners import Clock, Evaluate, Journal, Show, Signals, Skip
 from .progress import Reporter
-from .recipe import Recipe, objective
+from .recipe import Recipe
 from .shared import Shared, head_spec
+from .sources.answers import Answers
 from .sources.features import Features
 from .sources.witness import Witness
+from .teaching.report import deployment
 
 SHOWN = 400  # characters of a row in predictions.jsonl
 
@@ -131,7 +133,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 def train(recipe: Recipe, folder: Path, reporter: Reporter, company: Company) -> Result:
     data = company.shared.data(recipe)
-    objective(data.task.kind, recipe.objective)  # refused, if it must be, before a weight is loaded
+    agreed(recipe, data)  # refused, if it must be, before a weight is loaded
     reporter.say(
         f"data: {data.train.format.name}, {len(data.train.examples)} rows to learn from" + (f", {len(data.eval.examples)} to judge by" if data.eval else "")
     )
@@ -187,7 +189,7 @@ def guarded(job: Job, saving: Checkpoints) -> None:
 def warm(job: Job) -> None:
     """States of the frozen trunk are computed before the clock starts to count steps."""
     source = job.run.stream[0].train
-    if isinstance(source, Features | Witness):
+    if isinstance(source, Features | Witness | Answers):
         source.fill(job.net)
 
 
@@ -217,6 +219,7 @@ def finish(job: Job, folder: Path, watch: Evaluate | None, clock: Clock, reporte
     after = best_of(job, folder, watch, reporter)
     parallel.wait()  # all have read the best weights before the first clears the checkpoints away
     record = record_of(job, watch, after, clock)  # before more is asked: that memory is not training's
+    record |= deployment(job)
     if job.test:
         record["test"] = dict(job.test.ask(job.net).scores.values)
     for measure in measures:

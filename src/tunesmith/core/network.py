@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from .data import Batch, Ragged
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,22 @@ class Anatomy:
         return [path for path, role in self.linears.items() if set(role.split("+")) & set(roles)]
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What a network computed on its way, by block: `states` (N, D) that leave it; `heads`, query (N, H, d), key and value (N, kv heads, d) of its self-attention."""
+
+    states: Mapping[int, Tensor]
+    heads: Mapping[int, tuple[Tensor, Tensor, Tensor]]
+
+
+class Buckets(NamedTuple):
+    """A distribution over the vocabulary as K tokens and all others together: ids (M, K); logp (M, K + 1), the others last, or (M, K) where K is all; own (M,): of the label, at temperature 1."""
+
+    ids: Tensor
+    logp: Tensor
+    own: Tensor
+
+
 class Network(nn.Module, ABC):
     """A Transformer to tune. `model` is the object Hugging Face built; `heads` holds one module a task.
 
@@ -92,6 +110,14 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def label_logp(self, batch: Batch) -> Tensor:
         """(M,): log-probability of each label under the vocabulary. Never holds all (M, V) logits in fp32 at once."""
+
+    @abstractmethod
+    def bucket_logp(self, batch: Batch, ids: Tensor | int, temperature: float) -> Buckets:
+        """The vocabulary at each labelled position, at a temperature, in buckets: of the tokens `ids` (M, K), or of as many of the likeliest."""
+
+    @abstractmethod
+    def overheard(self, say: Callable[[], T], batch: Batch, states: Sequence[int], heads: Sequence[int]) -> tuple[T, Heard]:
+        """What `say` returns, which runs the network on this batch once, and what is heard in these blocks meanwhile."""
 
     def rest_below(self, floor: int) -> None:
         """Train mode, but what lies under the floor is a constant of the run: no dropout, hence cacheable bit for bit."""

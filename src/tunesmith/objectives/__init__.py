@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..core import Objective
+from .distil import Distil
 from .supervised import Supervised
 
-OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised}
+OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "distil": Distil}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .answers import Answers
 from .features import Features
 from .table import Table
 from .witness import Witness
 
-SOURCES: dict[str, type] = {"table": Table, "features": Features, "witness": Witness}
+SOURCES: dict[str, type] = {"table": Table, "features": Features, "witness": Witness, "answers": Answers}
