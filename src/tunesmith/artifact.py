@@ -55,7 +55,10 @@ class Description:
 def save_artifact(folder: Path, net: Transformer, delta: Delta, method: Method, about: Description, tokenizer: Any) -> int:
     """Write, read back, compare. Returns the bytes of the tensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    state, adapter = delta.state_dict(), to_peft(method, delta, about.model["name"])
+    state, adapter = (
+        delta.state_dict(),
+        to_peft(method, delta, about.model["name"]) if about.model.get("blocks") is None else None,
+    )  # peft would put it on all blocks
     files: dict[str, Content] = {}
     if adapter:
         files["adapter_model.safetensors"] = adapter.tensors
@@ -130,7 +133,7 @@ def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> 
     about = describe(folder)
     folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
     task = Task(**{**about.task, "labels": tuple(about.task["labels"])})
-    source = origin(about.model["name"], about.model["revision"], about.model["bits"] if quantised else None)
+    source = origin(about.model["name"], about.model["revision"], about.model["bits"] if quantised else None, about.model.get("blocks"))
     tokenizer = load_tokenizer(Origin(str(folder), str(folder)))
     net = load_network(source, generates=task.name == "generate", pool=about.pool, device=device, tokenizer=tokenizer)  # type: ignore[arg-type]
     net.labels = task.labels

@@ -28,9 +28,10 @@ from .sources.text.encode import Reader
 from .sources.text.examples import Dialogue
 from .sources.witness import Witness
 from .teaching.columns import foreseen, taught
+from .teaching.written import Written
 from .updates import UPDATES, Descend
 
-Rows = Table | Features | Witness | Answers  # a table, as it is or with more columns
+Rows = Table | Features | Witness | Answers | Written  # a table, as it is or with more columns
 
 
 @dataclass
@@ -66,7 +67,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute)
     above = Above(net, delta, data, shared, reporter)
-    setting = Setting(recipe, data, net, delta, learn, reporter)
+    setting = Setting(recipe, data, net, delta, learn, reporter, shared)
     stage = Stage("train", enriched(above.cached("train", table), learn.needs, setting), *lengths(recipe, table))
     u = recipe.update
     rate, form = u.rate or method.rate(net.anatomy.kind, net.anatomy.width), UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
@@ -93,6 +94,7 @@ class Setting:
     delta: Delta
     objective: Objective
     reporter: Reporter
+    shared: Shared = field(default_factory=Shared)
 
 
 def enriched(source: Rows, wanted: Collection[str], setting: Setting) -> Rows:

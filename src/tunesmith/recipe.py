@@ -29,17 +29,19 @@ Share = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True)
 class Model:
-    """name: hub id, folder or `minilm`; bits: 4 or 8 for a quantised base."""
+    """name: hub id, folder or `minilm`; bits: 4 or 8 for a quantised base; blocks: those that are kept, in order, for a student with dropped layers."""
 
     name: str
     revision: str | None = None
     bits: Literal[4, 8] | None = None
+    blocks: tuple[Annotated[int, Ge(0)], ...] | None = None
 
 
 @dataclass(frozen=True)
 class Data:
     """train, eval, test: files, hub data sets or `desk`; eval may be a share of the training rows to hold out.
 
+    unlabelled: a file of further rows, of which only the texts are read: for a teacher to label (`limit` does not count them).
     inner: a share of the training rows to judge by instead of eval and test, which are left unread (a search for options).
     """
 
@@ -57,6 +59,7 @@ class Data:
     template: Literal["auto", "chat", "plain"] = "auto"
     learn_prompt: bool = False
     limit: Positive | None = None  # first rows of a seeded shuffle of the training file
+    unlabelled: str | None = None
     inner: Annotated[float, Gt(0), Lt(1)] | None = None
 
 
@@ -240,6 +243,8 @@ def contradictions(r: Recipe, places: Places | None) -> None:
         (r.task == "generate" and r.head != HeadOptions(), "head", "`head` and `task: generate`: the vocabulary is the head", "leave `head` out"),
         (r.data.multi_label and r.task != "classify", "data.multi_label", f"`data.multi_label` and `task: {r.task}`", "task: classify"),
         (r.data.learn_prompt and r.task != "generate", "data.learn_prompt", f"`data.learn_prompt` and `task: {r.task}`", "task: generate"),
+        (r.data.unlabelled is not None and not learn.unlabelled, "data.unlabelled", f"`data.unlabelled` and `objective: {r.objective['kind']}`, which learns from labels", f"objective: {next(n for n, o in OBJECTIVES.items() if o.unlabelled)}"),
+        (r.data.unlabelled is not None and r.task == "generate", "data.unlabelled", "`data.unlabelled` and `task: generate`: prompts without answers", "objective.on_policy: 1, or have the teacher write the answers"),
         (r.dtype == "fp32" and r.model.bits is not None, "dtype", "`dtype: fp32` and `model.bits`: a quantised base computes in bf16", "dtype: bf16"),
         (r.kernel == "varlen" and r.device == "cpu", "kernel", "`kernel: varlen` and `device: cpu`", "kernel: auto"),
         (bool(r.objective.get("smoothing")) and r.task in ("score", "generate"), "objective.smoothing", f"`objective.smoothing` and `task: {r.task}`", "leave `smoothing` out"),

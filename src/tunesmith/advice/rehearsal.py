@@ -96,8 +96,8 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         delta.cast(net.compute)
         floor = cached_above(net, delta)
         pooled = floor == net.anatomy.depth and data.task.name in ("classify", "score")
-        batch = started(heavy, net, floor, pooled)
         learn = objective(data.task.kind, recipe.objective)
+        batch = learn.presumed(net, started(heavy, net, floor, pooled))
         return Rehearsal(
             trainable=sum(p.numel() for p in delta.parameters().values()),
             total=sum(p.numel() for p in net.parameters()),

@@ -27,15 +27,21 @@ class Objective(nn.Module, ABC):
     needs   the columns both halves look up; what the data does not give, a source adds (job.py, ADDED)
     judges  those of them that evaluation looks up too
     whole   all rows of a batch see each other, so its gradient is formed by `gradcache`; what `read` returns has one entry a row
+    unlabelled  it also learns from rows without a label
     """
 
     tasks: ClassVar[tuple[str, ...]] = ()
     needs: frozenset[str] = frozenset()
     judges: frozenset[str] = frozenset()
     whole: ClassVar[bool] = False
+    unlabelled: ClassVar[bool] = False
 
     def meet(self, net: Network) -> None:
         """Make what depends on the network's shape, such as a projection; called once, before the first step."""
+
+    def presumed(self, net: Network, batch: Batch) -> Batch:
+        """The batch with the columns that sources would add, right in shape alone: for a rehearsal, which asks nobody."""
+        return batch
 
     @abstractmethod
     def read(self, net: Network, batch: Batch) -> Signals: ...

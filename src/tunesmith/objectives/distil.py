@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -36,6 +36,7 @@ class Distil(Objective):
     """
 
     tasks = ("classify", "tag", "score", "generate")
+    unlabelled = True
 
     def __init__(
         self,
@@ -110,12 +111,16 @@ class Distil(Objective):
         self.student, self.taught = student, teacher
         whole = student.heads == teacher.heads and student.kv_heads == teacher.kv_heads
         if self.attention and student.heads != teacher.heads:
-            raise Refusal(f"the student has {student.heads} heads, the teacher {teacher.heads}", where="objective.attention", fix="relations: 1 with relation_heads")
+            raise Refusal(
+                f"the student has {student.heads} heads, the teacher {teacher.heads}", where="objective.attention", fix="relations: 1 with relation_heads"
+            )
         if self.weights["relations"] and self.relation_heads is None and not whole:
             raise Refusal("student and teacher have different numbers of heads", where="objective.relation_heads", fix="relation_heads: 12, as in MiniLMv2")
         if self.relation_heads and any(size % self.relation_heads for shape in (student, teacher) for size in shape.sizes):
             raise Refusal(
-                f"{self.relation_heads} relation heads do not part all of {sorted({*student.sizes, *teacher.sizes})}", where="objective.relation_heads", fix="a divisor"
+                f"{self.relation_heads} relation heads do not part all of {sorted({*student.sizes, *teacher.sizes})}",
+                where="objective.relation_heads",
+                fix="a divisor",
             )
         if student.width != teacher.width:
             self.projections.update({str(s): nn.Linear(student.width, teacher.width, bias=False) for s in self.states})
@@ -187,20 +192,25 @@ class Distil(Objective):
         lengths = torch.tensor(batch.ragged("label").lengths, device=label.device)
         return (batch["written"] == 0).repeat_interleave(lengths, output_size=len(label))
 
-    def presumed(self, net: Network, batch: Batch, shape: Shape) -> Batch:
-        """The batch with a teacher's answers, by their shapes alone; the teacher is presumed to be built like the student, of this shape."""
+    def presumed(self, net: Network, batch: Batch) -> Batch:
+        """As if the teacher were built like the student."""
         if self.taught is None:
+            a = net.anatomy
+            shape = Shape(a.width, net.model.config.num_attention_heads, a.kv_heads, a.head_dim, a.kind == "decoder")
             self.equip(shape, shape)
         assert self.taught
         label, ids, n = batch.columns["label"], batch.ragged("ids"), len(batch["label"])
-        wide = min(self.top, 1 << 30) + 1 if self.kind == "generate" else len(net.labels)
+        top = min(self.top, net.model.config.vocab_size - 1)
+        wide = top + 1 if self.kind == "generate" else len(net.labels)
         shapes = {"teacher": (n, wide) if self.kind != "score" else (n,)}
         added: dict[str, Tensor | Ragged] = {"teacher": like(torch.zeros(shapes["teacher"]), label)}
         if self.kind == "generate":
-            added["teacher_ids"] = like(torch.zeros(n, self.top, dtype=torch.int32), label)
+            added["teacher_ids"] = like(torch.zeros(n, top, dtype=torch.int32), label)
         states, heads = self.heard(1)
         added |= {"teacher_states": Ragged(torch.zeros(sum(ids.lengths), len(states), self.taught.width, dtype=torch.bfloat16), ids.lengths)} if states else {}
-        added |= {"teacher_heads": Ragged(torch.zeros(sum(ids.lengths), len(heads), sum(self.taught.sizes), dtype=torch.bfloat16), ids.lengths)} if heads else {}
+        added |= (
+            {"teacher_heads": Ragged(torch.zeros(sum(ids.lengths), len(heads), sum(self.taught.sizes), dtype=torch.bfloat16), ids.lengths)} if heads else {}
+        )
         return batch.plus(**added, **({"written": torch.zeros(len(ids.lengths))} if self.on_policy else {}))
 
 

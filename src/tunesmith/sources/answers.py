@@ -52,6 +52,10 @@ class Answers:
     def table(self) -> Table:
         return self.source if isinstance(self.source, Table) else self.source.table
 
+    @property
+    def about(self) -> Mapping[str, Any]:
+        return self.found[0].about
+
     def fill(self, net: Network) -> None:
         if not self.found:
             self.found.append(self.find())

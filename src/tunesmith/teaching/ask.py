@@ -20,6 +20,7 @@ from ..objectives.distil import Distil
 from ..recipe import Recipe
 from ..sources.answers import Stored
 from ..sources.table import Table
+from ..sources.text.examples import Dialogue
 from .align import Aligned, aligned
 from .cache import Spec, Writer, manifest, note, opened
 from .report import about
@@ -85,12 +86,24 @@ class Question:
             )
         if self.learn.kind == "generate" and ours.seq2seq != theirs.seq2seq:
             raise Refusal("one of teacher and student is an encoder-decoder, the other is not", where="objective.teacher", fix="two of a kind")
-        if self.learn.align and (ours.seq2seq or not hasattr_turns(self.data)):
-            raise Refusal("`align: uld` needs dialogues and a decoder", where="objective.align", why="it aligns answers by their characters", fix="columns prompt and completion")
+        if self.inside and ours.seq2seq:
+            raise Refusal(
+                "what goes on inside an encoder-decoder that writes is not matched", where="objective", fix="leave out states, attention and relations"
+            )
+        if self.learn.align and (ours.seq2seq or not talks(self.data)):
+            raise Refusal(
+                "`align: uld` needs dialogues and a decoder",
+                where="objective.align",
+                why="it aligns answers by their characters",
+                fix="columns prompt and completion",
+            )
+        if self.learn.on_policy and not talks(self.data):
+            raise Refusal("`on_policy` and plain text, in which there is no prompt to answer", where="objective.on_policy", fix="columns prompt and completion")
 
 
-def hasattr_turns(data: Dataset) -> bool:
-    return all(getattr(e, "turns", None) for e in data.train.examples)
+def talks(data: Dataset) -> bool:
+    """Whether rows are prompts with answers."""
+    return all(isinstance(e, Dialogue) for e in data.train.examples)
 
 
 def ids(data: Dataset, kind: str) -> list[int]:
@@ -101,7 +114,9 @@ def ids(data: Dataset, kind: str) -> list[int]:
         return [number(b"|".join(row.numpy().tobytes() for row in rows)) for rows in zip(*parts, strict=True)]
     texts = [asked(e).encode() for e in examples]
     words = columns.get("word")
-    return [number(t + b"|" + w.numpy().tobytes()) for t, w in zip(texts, words.rows(), strict=True)] if isinstance(words, Ragged) else [number(t) for t in texts]
+    return (
+        [number(t + b"|" + w.numpy().tobytes()) for t, w in zip(texts, words.rows(), strict=True)] if isinstance(words, Ragged) else [number(t) for t in texts]
+    )
 
 
 def number(content: bytes) -> int:
@@ -180,7 +195,11 @@ def width(question: Question, teacher: Teacher, student: Transformer) -> int:
         return 0
     assert isinstance(teacher, Transformer)
     if question.learn.align is None and teacher.known() != student.known():
-        raise Refusal(f"the teacher writes {teacher.known()} tokens, the student {student.known()}, by one tokenizer", where="objective.teacher", fix="models that were trained with it")
+        raise Refusal(
+            f"the teacher writes {teacher.known()} tokens, the student {student.known()}, by one tokenizer",
+            where="objective.teacher",
+            fix="models that were trained with it",
+        )
     return min(question.learn.top, teacher.known(), student.known())
 
 
@@ -243,7 +262,10 @@ def by_word(answer: Tensor, theirs: Tensor, ours: Tensor) -> Tensor:
 
 def spread(answer: Mapping[str, Tensor], pairs: Aligned) -> dict[str, Tensor]:
     """The teacher's answers at the student's positions; none (NaN) where its tokens have no like of them."""
-    made = {"teacher": torch.full((pairs.length, answer["teacher"].shape[1]), torch.nan), "teacher_ids": torch.zeros(pairs.length, answer["teacher_ids"].shape[1], dtype=torch.int32)}
+    made = {
+        "teacher": torch.full((pairs.length, answer["teacher"].shape[1]), torch.nan),
+        "teacher_ids": torch.zeros(pairs.length, answer["teacher_ids"].shape[1], dtype=torch.int32),
+    }
     for name, values in made.items():
         values[list(pairs.ours)] = answer[name].to(values)[list(pairs.theirs)]
     return made

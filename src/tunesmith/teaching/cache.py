@@ -91,7 +91,11 @@ def mapped(path: Path, rows: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) 
             os.posix_fallocate(f.fileno(), 0, 8 + len(text) + end)
     except OSError as e:
         path.unlink(missing_ok=True)
-        raise Storage(f"cannot keep the teacher's answers in {path.parent}", why=f"{e.strerror}; {end / 1e9:.2f} GB needed", fix="a smaller `top`, or another objective.cache") from e
+        raise Storage(
+            f"cannot keep the teacher's answers in {path.parent}",
+            why=f"{e.strerror}; {end / 1e9:.2f} GB needed",
+            fix="a smaller `top`, or another objective.cache",
+        ) from e
     base = 8 + len(text)
     whole = torch.from_file(str(path), shared=True, size=base + end, dtype=torch.uint8)
     cut = lambda name: whole[base + header[name]["data_offsets"][0] : base + header[name]["data_offsets"][1]]
@@ -115,9 +119,16 @@ def opened(folder: Path, key: Mapping[str, Any], examples: Sequence[int]) -> Sto
     assert found is not None, "ask first"
     differs = [f"{k}: {short(found['key'].get(k))} there, {short(v)} here" for k, v in key.items() if found["key"].get(k) != v]
     if differs:
-        raise Refusal(f"the teacher's answers in {folder} do not fit this run", where="objective.cache", why="; ".join(differs), fix="another objective.cache, or delete that folder")
+        raise Refusal(
+            f"the teacher's answers in {folder} do not fit this run",
+            where="objective.cache",
+            why="; ".join(differs),
+            fix="another objective.cache, or delete that folder",
+        )
     if digest(folder / FILE) != found["digest"]:
-        raise Refusal(f"{folder / FILE} is not what was written", where="objective.cache", why="its hash is another", fix="delete that folder; the teacher is asked again")
+        raise Refusal(
+            f"{folder / FILE} is not what was written", where="objective.cache", why="its hash is another", fix="delete that folder; the teacher is asked again"
+        )
     return of_file(folder / FILE, examples, found["about"])
 
 
@@ -135,7 +146,11 @@ def of_file(path: Path, examples: Sequence[int], about: Mapping[str, Any]) -> St
     except (OSError, SafetensorError) as e:
         raise Refusal(f"cannot read {path}", where="objective.teacher", why=str(e)) from e
     if "example" not in tensors:
-        raise Refusal(f"{path} does not say which example an answer belongs to", where="objective.teacher", fix="a tensor `example` (n,) of ids, as tunesmith.teaching.ids makes them")
+        raise Refusal(
+            f"{path} does not say which example an answer belongs to",
+            where="objective.teacher",
+            fix="a tensor `example` (n,) of ids, as tunesmith.teaching.ids makes them",
+        )
     ids = tensors.pop("example").tolist()
     lengths = {name: tuple(tensors.pop(name).tolist()) for name in ("lengths", "tokens") if name in tensors}
     place = {example: i for i, example in enumerate(ids)}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from safetensors import safe_open
 
 from ..core import Objective
 from ..dataset import Dataset
@@ -12,10 +15,11 @@ from ..errors import Refusal
 from ..objectives.distil import Distil
 from ..parallel import told as told_by_first
 from ..recipe import Recipe
-from ..sources.answers import Answers
+from ..sources.answers import Answers, Stored
 from .ask import Question, ids, stored_answers
 from .cache import manifest, of_file
 from .teacher import named, shape_of, stored
+from .written import Written
 
 if TYPE_CHECKING:
     from ..job import Rows, Setting
@@ -48,11 +52,19 @@ def taught(source: Rows, setting: Setting, told: Callable[[int, int], None]) -> 
         learn.to(setting.net.device)
     folder = Path(learn.cache or recipe.folder / "teacher").expanduser()
 
-    def find():
+    def find() -> Stored:
+        """Arms of a comparison that ask the same ask it once."""
+        asked = json.dumps([question.key, question.examples, question.data.fingerprint])
+        if asked in setting.shared.answers:
+            return setting.shared.answers[asked]
         told_by_first(lambda: stored_answers(question, folder, setting.net, told) and None)
-        return stored_answers(question, folder, setting.net, told)
+        found = stored_answers(question, folder, setting.net, told)
+        setting.shared.answers |= {asked: found} if setting.shared.keeps else {}
+        return found
 
-    return Answers(source, names, question.examples, find)
+    if learn.on_policy < 1:
+        source = Answers(source, names, question.examples, find)
+    return Written(source, question, setting.net) if learn.on_policy else source
 
 
 def within(question: Question, setting: Setting) -> None:
@@ -71,10 +83,12 @@ def within(question: Question, setting: Setting) -> None:
 
 def fits_file(file: Path, data: Dataset, learn: Distil) -> None:
     """What a file of stored answers says of itself goes with the run."""
-    import json
-
-    from safetensors import safe_open
-
+    if learn.on_policy:
+        raise Refusal(
+            "`on_policy` and stored answers: nobody can be asked about what the student writes",
+            where="objective.on_policy",
+            fix="on_policy: 0, or a network as the teacher",
+        )
     with safe_open(file, "pt") as f:
         said, has = f.metadata() or {}, set(f.keys())
     key = (manifest(file.parent) or {}).get("key", {}) if file.name == "teacher.safetensors" else {}
@@ -88,4 +102,6 @@ def fits_file(file: Path, data: Dataset, learn: Distil) -> None:
             where="objective.temperature", why="of a distribution that was cut off, another temperature cannot be made", fix=f"temperature: {float(stored_at):g}",
         )  # fmt: skip
     if missing := {n for n in learn.needs if n.startswith("teacher")} - has:
-        raise Refusal(f"{file} holds no {', '.join(sorted(missing))}", where="objective.teacher", fix="a network as the teacher, or leave out what is matched inside")
+        raise Refusal(
+            f"{file} holds no {', '.join(sorted(missing))}", where="objective.teacher", fix="a network as the teacher, or leave out what is matched inside"
+        )

@@ -38,7 +38,7 @@ def about(question: Question, teacher: Teacher) -> dict[str, Any]:
     if data.eval:
         probe = Probe("teacher", table(data.eval).once, data.eval.task.kind, question.who.labels, references(data.eval, data.eval.task.kind))
         outcome = probe.ask(teacher)  # type: ignore[arg-type]
-        found["scores"] = {"loss": outcome.loss, **outcome.scores.values}
+        found["scores"] = {"loss": outcome.loss, **{k: v for k, v in outcome.scores.values.items() if v is not None}}
     return {**found, "reads": reader.max_length, "eval": eval_hash(data)}
 
 
@@ -53,16 +53,23 @@ def saying(net: Any, task: str) -> Callable[[Batch], Tensor]:
     return net.label_logp if task == "generate" else net.logits
 
 
-def deployment(job: Job) -> dict[str, Any]:
+def deployment(job: Job, scores: Mapping[str, Any]) -> dict[str, Any]:
     """`teacher` and `student` for the record of a run that had a teacher; nothing for others."""
+    from .written import Written
+
     source = job.run.stream[0].train
-    if not isinstance(source, Answers):
+    if not isinstance(source, Answers | Written):
         return {}
     source.fill(job.net)
     part, was = job.data.eval or job.data.train, job.net.training
     table = Table(part.encoded.columns, job.data.task.name, device=job.net.device)
     job.net.eval()
-    student = {"name": job.recipe.model.name, **size(job.net, job.net.compute.itemsize), "latency_ms": latency(saying(job.net, job.data.task.name), table)}
+    student = {
+        "name": job.recipe.model.name,
+        **size(job.net, job.net.compute.itemsize),
+        "latency_ms": latency(saying(job.net, job.data.task.name), table),
+        "scores": scores,
+    }
     job.net.train(was)
     hidden = ("eval", "reads")
-    return {"teacher": {k: v for k, v in source.found[0].about.items() if k not in hidden}, "student": student}
+    return {"teacher": {k: v for k, v in source.about.items() if k not in hidden}, "student": student}

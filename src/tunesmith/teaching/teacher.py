@@ -112,7 +112,7 @@ def of_run(recipe: Recipe, data: Dataset, folder: Path) -> Named:
 
 
 def base_of(about: Description) -> Origin:
-    return origin(about.model["name"], about.model["revision"], about.model["bits"])
+    return origin(about.model["name"], about.model["revision"], about.model["bits"], about.model.get("blocks"))
 
 
 def taught_by_run(folder: Path, device: torch.device) -> Teacher:
@@ -132,7 +132,10 @@ def same_labels(theirs: tuple[str, ...], ours: tuple[str, ...], name: str) -> No
 
 # ------------------------------------------------------------------------------------------------ a published model
 
-CLASSES = {"classify": ("ForSequenceClassification", hf.AutoModelForSequenceClassification), "tag": ("ForTokenClassification", hf.AutoModelForTokenClassification)}
+CLASSES = {
+    "classify": ("ForSequenceClassification", hf.AutoModelForSequenceClassification),
+    "tag": ("ForTokenClassification", hf.AutoModelForTokenClassification),
+}
 
 
 def of_published(recipe: Recipe, data: Dataset, name: str) -> Named:
