@@ -42,7 +42,7 @@ class Question:
     @cached_property
     def examples(self) -> list[int]:
         """The id of the example in each training row."""
-        return ids(self.data, self.learn.kind)
+        return ids(self.data, self.learn.kind == "generate" or self.inside)
 
     @cached_property
     def rows(self) -> list[int]:
@@ -65,7 +65,9 @@ class Question:
     def key(self) -> dict[str, Any]:
         learn, reader = self.learn, self.data.reader if self.shared else self.who.reader
         found = {"task": self.data.task.kind, "teacher": self.who.name, "weights": self.who.identity, "labels": list(self.data.task.labels)}
-        found |= {"tokenizer": hash_of(reader.tokenizer), "max_length": reader.max_length, "template": reader.template, "learn_prompt": reader.learn_prompt}
+        found |= {"tokenizer": hash_of(reader.tokenizer)}
+        if not self.shared:  # else an example is its tokens, and what cuts or renders it makes another one
+            found |= {"max_length": reader.max_length, "template": reader.template, "learn_prompt": reader.learn_prompt}
         found |= {"temperature": learn.temperature, "top": learn.top, "align": learn.align} if learn.kind == "generate" else {}
         return {**found, **({"blocks": [list(part) for part in learn.heard(1)]} if self.inside else {})}
 
@@ -106,11 +108,11 @@ def talks(data: Dataset) -> bool:
     return all(isinstance(e, Dialogue) for e in data.train.examples)
 
 
-def ids(data: Dataset, kind: str) -> list[int]:
-    """The id of the example in each training row: of its tokens and where they are labelled where it is to be written, else of its text (and words)."""
+def ids(data: Dataset, tokens: bool) -> list[int]:
+    """The id of the example in each training row: of its tokens and where they are labelled, or of its text (and words), which a teacher reads in its own way."""
     columns, examples = data.train.encoded.columns, data.train.examples
-    if kind == "generate":
-        parts = [column.rows() for name in ("ids", "at", "target") if isinstance(column := columns.get(name), Ragged)]
+    if tokens:
+        parts = [column.rows() for name in ("ids", "at", "target", "word") if isinstance(column := columns.get(name), Ragged)]
         return [number(b"|".join(row.numpy().tobytes() for row in rows)) for rows in zip(*parts, strict=True)]
     texts = [asked(e).encode() for e in examples]
     words = columns.get("word")

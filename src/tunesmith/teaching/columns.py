@@ -42,7 +42,7 @@ def taught(source: Rows, setting: Setting, told: Callable[[int, int], None]) -> 
     if file := stored(learn.teacher):
         fits_file(file, data, learn)
         about = {"name": learn.teacher, **((manifest(file.parent) or {}).get("about", {}))}
-        examples = ids(data, learn.kind)
+        examples = ids(data, learn.kind == "generate")
         return Answers(source, names, examples, lambda: of_file(file, examples, about))
     question = Question(recipe, data, learn, named(recipe, data, learn.teacher))
     question.refuse()
