@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import shop
 from test_resume import Stop, same, train_with_stops
 from tunesmith.artifact import export, load
+from tunesmith.ask import as_row, unanswered
 from tunesmith.check import check
 from tunesmith.comparison.arms import EIGHT
 from tunesmith.comparison.compare import compare
@@ -29,15 +30,24 @@ from tunesmith.train import run
 
 QUIET = Reporter(quiet=True)
 OPTIONS = {"adapter": {"width": 4}, "prompt": {"length": 4}, "prefix": {"length": 4}, "layers": {"last": 1}, "lora": {"rank": 2}}
-STEPS = {"update": {"batch": 8, "rate": 5e-3}, "budget": {"steps": 20}, "evaluate": {"every": 20, "samples": 0}}
+STEPS = {"update": {"batch": 8, "rate": 5e-3}, "budget": {"steps": 15}, "evaluate": {"every": 15, "samples": 0}}
 
 
 def spec(method: str) -> dict:
     return {"kind": method, **OPTIONS.get(method, {})}
 
 
-def teach(work: Path, shape: str, steps: int = 30, **more) -> Path:
-    made = shop.recipe(work, shape, "full", out=str(work / f"teacher-{shape}"), update={"batch": 8, "rate": 1e-2}, budget={"steps": steps}, evaluate={"every": steps, "samples": 0}, **more)
+def teach(work: Path, shape: str, steps: int = 25, **more) -> Path:
+    made = shop.recipe(
+        work,
+        shape,
+        "full",
+        out=str(work / f"teacher-{shape}"),
+        update={"batch": 8, "rate": 1e-2},
+        budget={"steps": steps},
+        evaluate={"every": steps, "samples": 0},
+        **more,
+    )
     return run(recipe(made), QUIET).folder
 
 
@@ -108,6 +118,7 @@ def test_every_method_can_be_the_student(encoder, decoder, method, shape, tmp_pa
     assert {"parameters", "bytes", "latency_ms", "scores", "name"} == set(result["teacher"]) == set(result["student"])
     assert result["student"]["parameters"] == result["total_parameters"] and result["student"]["scores"] == result["after"]
     assert result["teacher"]["scores"]["loss"] < result["before"]["loss"]
+    assert f"| teacher {work / f'teacher-{shape}'} |" in (result.folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("shape", ["multi", "tag", "score"])
@@ -224,9 +235,20 @@ def test_an_asking_that_was_killed_half_way_is_not_taken_for_whole(encoder, tmp_
     assert same(train(made).folder, train({**made, "out": str(tmp_path / "b")}).folder)
 
 
-@pytest.mark.parametrize("objective", [{"states": {0: 1}, "alpha": 0.5}, {"on_policy": 0.5, "alpha": 0.5, "max_new_tokens": 4}, {"on_policy": 1.0, "max_new_tokens": 4}], ids=str)
+@pytest.mark.parametrize(
+    "objective", [{"states": {0: 1}, "alpha": 0.5}, {"on_policy": 0.5, "alpha": 0.5, "max_new_tokens": 4}, {"on_policy": 1.0, "max_new_tokens": 4}], ids=str
+)
 def test_a_student_that_was_stopped_ends_in_the_same_bits(decoder, objective, tmp_path, monkeypatch):
-    made = student(decoder, "generate", tmp_path / "straight", "lora", {"top": 6, **objective}, budget={"steps": 8}, checkpoint={"every": 2}, evaluate={"every": 4, "samples": 0})
+    made = student(
+        decoder,
+        "generate",
+        tmp_path / "straight",
+        "lora",
+        {"top": 6, **objective},
+        budget={"steps": 8},
+        checkpoint={"every": 2},
+        evaluate={"every": 4, "samples": 0},
+    )
     straight = train(made).folder
     assert same(straight, train_with_stops({**made, "out": str(tmp_path / "broken")}, monkeypatch, [3, 5]))
 
@@ -254,7 +276,11 @@ def test_a_published_classifier_teaches_whatever_the_order_of_its_labels(encoder
             own = model(**tokenizer(text, return_tensors="pt")).logits[0]
         torch.testing.assert_close(said, own.flip(0), rtol=1e-4, atol=1e-5)
     with pytest.raises(Refusal, match="has the labels"):
-        train(student(encoder, "classify", tmp_path / "x", objective={"teacher": str(published(tmp_path / "odd", hf.BertForSequenceClassification, {0: "a", 1: "z"}))}))
+        train(
+            student(
+                encoder, "classify", tmp_path / "x", objective={"teacher": str(published(tmp_path / "odd", hf.BertForSequenceClassification, {0: "a", 1: "z"}))}
+            )
+        )
     with pytest.raises(Refusal, match="has no head for classify"):
         train(student(encoder, "classify", tmp_path / "y", objective={"teacher": str(encoder / "model")}))
     with pytest.raises(Refusal, match="was trained for tag"):
@@ -321,9 +347,13 @@ def stranger(tmp_path_factory) -> Path:
     raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     torch.manual_seed(1)
-    config = hf.LlamaConfig(vocab_size=len(words), num_key_value_heads=1, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2, **shop.SIZE)
+    config = hf.LlamaConfig(
+        vocab_size=len(words), num_key_value_heads=1, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2, **shop.SIZE
+    )
     hf.LlamaForCausalLM(config).save_pretrained(work / "model")
-    hf.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]", model_max_length=64).save_pretrained(work / "model")
+    hf.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]", model_max_length=64).save_pretrained(
+        work / "model"
+    )
     teach(work, "generate")
     return work
 
@@ -337,6 +367,30 @@ def test_another_tokenizer_is_refused_or_aligned(decoder, stranger, tmp_path):
     assert result["after"]["loss"] < result["before"]["loss"]
     answers = columns_of(student(decoder, "generate", tmp_path / "c", objective={**other, "align": "uld", "top": 16}))
     assert all(not said.isnan().any() and (said[:, :-1].diff(dim=-1) <= 0).all() for said in answers.values()), "all aligned here; sorted"
+
+
+# ------------------------------------------------------------------------------------------------ a teacher's text
+
+
+def test_what_a_teacher_writes_is_a_file_to_learn_from(decoder, encoder, tmp_path, capsys):
+    """Sequence-level distillation (Kim & Rush 2016): no logits, hence any two tokenizers."""
+    from typer.testing import CliRunner
+
+    from tunesmith.cli import app
+
+    prompts = shop.rows(tmp_path / "prompts.jsonl", "generate", 12, seed=4)
+    done = CliRunner().invoke(app, ["predict", str(decoder / "teacher-generate"), "--file", str(prompts), "--rows", "--max-new-tokens", "4"])
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    tuned = load(decoder / "teacher-generate")
+    assert len(rows) == 12 and rows[0] == {"prompt": rows[0]["prompt"], "completion": tuned.predict([rows[0]["prompt"]])[0]["text"]}
+    (tmp_path / "taught.jsonl").write_text(done.stdout)
+    made = shop.recipe(decoder, "generate", "lora", out=str(tmp_path / "run"), **STEPS)
+    made["data"] = {"train": str(tmp_path / "taught.jsonl"), "eval": made["data"]["eval"]}
+    assert train(made)["after"]["loss"] < train(made)["before"]["loss"]
+    talk = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+    assert unanswered(talk) == talk[:1] and as_row(talk[:1], {"text": "w2"}) == {"messages": talk}
+    assert as_row(["w1", "w2"], {"label": "a", "probability": 0.9}) == {"text": "w1", "pair": "w2", "label": "a"}
+    assert as_row("w1", {"entities": [{"label": "x", "start": 0, "end": 2, "text": "w1"}]}) == {"text": "w1", "spans": [{"start": 0, "end": 2, "label": "x"}]}
 
 
 # ------------------------------------------------------------------------------------------------ on-policy

@@ -25,5 +25,10 @@ def test_a_recipe_runs(path, tmp_path):
     rows = str(shop.rows(tmp_path / "rows.jsonl", made.task))
     method = made.method | {k: 2 for k in ("last", "length") if k in made.method}
     small = replace(made, model=Model(str(tmp_path / "model")), data=Data(rows, rows), budget=Budget(steps=4), update=UpdateOptions(batch=8, rate=1e-3))
+    if "teacher" in made.objective:
+        teacher = run(
+            replace(small, objective={"kind": "supervised"}, out=str(tmp_path / "teacher"), dtype="fp32", kernel="matmul", threads=1), Reporter(quiet=True)
+        )
+        small = replace(small, objective=made.objective | {"teacher": str(teacher.folder)})
     result = run(replace(small, method=method, out=str(tmp_path / "run"), dtype="fp32", kernel="matmul", threads=1), Reporter(quiet=True))
     assert result["after"]["loss"] > 0

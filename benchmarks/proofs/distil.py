@@ -30,7 +30,12 @@ STUDENT = {"name": "minilm", "blocks": [0, 3]}
 
 
 def base(root: Path) -> dict[str, Any]:
-    files = {"train": str(root / "trec/TREC.train"), "eval": str(root / "trec/TREC.test"), "encoding": "latin-1", "columns": {"text": "column3", "label": "column1"}}
+    files = {
+        "train": str(root / "trec/TREC.train"),
+        "eval": str(root / "trec/TREC.test"),
+        "encoding": "latin-1",
+        "columns": {"text": "column3", "label": "column1"},
+    }
     return {
         "task": "classify", "data": files, "method": "full", "model": STUDENT, "budget": {"steps": STEPS}, "update": {"rate": 3e-4},
         "evaluate": {"every": 100_000, "best": False}, "checkpoint": {"every": 100_000}, "threads": 1,
@@ -52,7 +57,10 @@ def mixed(cache: Path, out: Path) -> str:
 
 def arms(made: dict[str, Any], out: Path) -> dict[str, dict[str, Any]]:
     cache = out / "cache"
-    taught = lambda **options: {**few(made, True), "objective": {"kind": "distil", "teacher": str(out / "teacher"), "alpha": ALPHA, "cache": str(cache), **options}}
+    taught = lambda **options: {
+        **few(made, True),
+        "objective": {"kind": "distil", "teacher": str(out / "teacher"), "alpha": ALPHA, "cache": str(cache), **options},
+    }
     ratio = ALPHA / (1 - ALPHA) / T**2
     return {
         "200 labels": few(made, False),

@@ -106,7 +106,7 @@ def enriched(source: Rows, wanted: Collection[str], setting: Setting) -> Rows:
 
 
 ADDED: dict[str, Callable[[Rows, Setting], Rows]] = {  # column -> the source that adds it
-    "teacher": lambda source, setting: taught(source, setting, bar_of(setting.reporter, "teacher, once")),
+    "teacher": lambda source, setting: taught(source, setting, bar_of(setting.reporter, "teacher, once")),  # type: ignore[arg-type]
 }
 FORESEEN: dict[str, Callable[[Recipe, Dataset, Objective], None]] = {"teacher": foreseen}  # column -> what can be refused of it before weights are loaded
 

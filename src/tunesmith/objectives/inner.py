@@ -48,7 +48,7 @@ STATES = {"mse": squared, "cosine": turned}
 def attention(student: Heads, teacher: Heads, lengths: Sequence[int], causal: bool) -> Tensor:
     """Squared error of the scores before the softmax, averaged over heads and the tokens seen (TinyBERT, eq. 7, which divides by heads)."""
     see = seen(lengths, causal, student[0].device)
-    gap = scores(*student[:2], lengths) - scores(*teacher[:2], lengths)
+    gap = scores(student[0], student[1], lengths) - scores(teacher[0], teacher[1], lengths)
     return (gap.square().mean(1) * see).sum(-1).div(see.sum(-1).clamp(min=1)).sum()
 
 
@@ -60,10 +60,11 @@ def relations(student: Heads, teacher: Heads, lengths: Sequence[int], causal: bo
     """
     see = seen(lengths, causal, student[0].device)
     if heads is None:
-        pairs = [(student[:2], teacher[:2]), ((student[2],) * 2, (teacher[2],) * 2)]
+        pairs = [(student[:2], teacher[:2]), ((student[2], student[2]), (teacher[2], teacher[2]))]
     else:
-        pairs = [((again(s, heads),) * 2, (again(t, heads),) * 2) for s, t in zip(student, teacher, strict=True)]
-    return torch.stack([related(scores(*s, lengths), scores(*t, lengths), see) for s, t in pairs]).sum()
+        parted = [(again(s, heads), again(t, heads)) for s, t in zip(student, teacher, strict=True)]
+        pairs = [((s, s), (t, t)) for s, t in parted]
+    return torch.stack([related(scores(s[0], s[1], lengths), scores(t[0], t[1], lengths), see) for s, t in pairs]).sum()
 
 
 def again(x: Tensor, heads: int) -> Tensor:

@@ -16,13 +16,16 @@ from ..objectives.distil import Distil
 from ..parallel import told as told_by_first
 from ..recipe import Recipe
 from ..sources.answers import Answers, Stored
+from ..sources.features import Features
+from ..sources.table import Table
+from ..sources.witness import Witness
 from .ask import Question, ids, stored_answers
 from .cache import manifest, of_file
 from .teacher import named, shape_of, stored
 from .written import Written
 
 if TYPE_CHECKING:
-    from ..job import Rows, Setting
+    from ..job import Setting
 
 
 def foreseen(recipe: Recipe, data: Dataset, learn: Objective) -> None:
@@ -34,7 +37,7 @@ def foreseen(recipe: Recipe, data: Dataset, learn: Objective) -> None:
         Question(recipe, data, learn, named(recipe, data, learn.teacher)).refuse()
 
 
-def taught(source: Rows, setting: Setting, told: Callable[[int, int], None]) -> Rows:
+def taught(source: Table | Features | Witness, setting: Setting, told: Callable[[int, int], None]) -> Answers | Written:
     """teacher, teacher_ids, teacher_states, teacher_heads: what the teacher said of each row, from where it was kept, or asked with the first batch."""
     learn, recipe, data = setting.objective, setting.recipe, setting.data
     assert isinstance(learn, Distil)
@@ -62,9 +65,8 @@ def taught(source: Rows, setting: Setting, told: Callable[[int, int], None]) -> 
         setting.shared.answers |= {asked: found} if setting.shared.keeps else {}
         return found
 
-    if learn.on_policy < 1:
-        source = Answers(source, names, question.examples, find)
-    return Written(source, question, setting.net) if learn.on_policy else source
+    kept = Answers(source, names, question.examples, find)
+    return Written(kept if learn.on_policy < 1 else source, question, setting.net) if learn.on_policy else kept
 
 
 def within(question: Question, setting: Setting) -> None:

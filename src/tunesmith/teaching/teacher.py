@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def of_published(recipe: Recipe, data: Dataset, name: str) -> Named:
             f"{name} has no head for {recipe.task}: it is a {', '.join(config.architectures or ['model without a class'])}",
             where="objective.teacher", why="a teacher must already know what it teaches", fix=f"train it first, and give the run's folder; or a hub model ...{ending}",
         )  # fmt: skip
-    labels = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if data.task.labels else ()
+    labels = tuple(str(name) for _, name in sorted((config.id2label or {}).items())) if data.task.labels else ()
     same_labels(labels, data.task.labels, name)
     return Named(name, labels, reader, config, None, identity, lambda device: taught_by_class(auto, source, reader.tokenizer.pad_token_id or 0, device))
 
@@ -173,7 +173,13 @@ def taught_by_class(auto: Any, source: Origin, pad: int, device: torch.device) -
 
 
 def hashed(*files: Path) -> str:
-    return xxhash.xxh3_128("".join(digest(f) for f in files if f.exists()).encode()).hexdigest()
+    return xxhash.xxh3_128("".join(digest_once(f, f.stat().st_mtime_ns) for f in files if f.exists()).encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def digest_once(file: Path, written: int) -> str:
+    """Large weights are read once a process."""
+    return digest(file)
 
 
 def hash_of(tokenizer: Any) -> str:
