@@ -26,6 +26,9 @@ def test_a_recipe_runs(path, tmp_path):
     method = made.method | {k: 2 for k in ("last", "length") if k in made.method}
     data = Data("play/8", "play/8") if made.data.train == "play" else Data(rows, rows)
     small = replace(made, model=Model(str(tmp_path / "model")), data=data, budget=Budget(steps=4), update=UpdateOptions(batch=8, rate=1e-3))
-    objective = made.objective | {k: 4 for k in ("length",) if k in made.objective}
-    result = run(replace(small, method=method, objective=objective, out=str(tmp_path / "run"), dtype="fp32", kernel="matmul", threads=1), Reporter(quiet=True))
+    small = replace(small, objective=made.objective | {k: 4 for k in ("length",) if k in made.objective}, dtype="fp32", kernel="matmul", threads=1)
+    if "teacher" in made.objective:
+        teacher = run(replace(small, objective={"kind": "supervised"}, out=str(tmp_path / "teacher")), Reporter(quiet=True))
+        small = replace(small, objective=made.objective | {"teacher": str(teacher.folder)})
+    result = run(replace(small, method=method, out=str(tmp_path / "run")), Reporter(quiet=True))
     assert result["after"]["loss"] > 0 or result["metric"] == "reward"

@@ -67,6 +67,9 @@ class Letters:
     def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
         return {"input_ids": [5 + ord(c) % (VOCABULARY - 5) for c in text]}
 
+    def __len__(self) -> int:
+        return VOCABULARY
+
 
 def built(auto, config: hf.PretrainedConfig, kernel: str, seed: int) -> nn.Module:
     """A model with random weights, in eval mode. Models share their configuration object, hence the copy."""

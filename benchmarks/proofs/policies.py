@@ -86,7 +86,9 @@ def played(game: Game, seed: int):
 
 def blank(folder: Path, texts: list[str], width: int, spaces: bool) -> None:
     """A Llama of two blocks that knows the words of these texts; digits and signs are words of their own, and `spaces` too."""
-    split = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\s+"), "isolated" if spaces else "removed"), pre_tokenizers.Split(Regex(r"\d|[^\w\s]"), "isolated")])
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\s+"), "isolated" if spaces else "removed"), pre_tokenizers.Split(Regex(r"\d|[^\w\s]"), "isolated")]
+    )
     pieces = sorted({piece for text in texts for piece, _ in split.pre_tokenize_str(text)} | ({"\n", " "} if spaces else set()))
     words = ["<pad>", "<s>", "</s>", "<unk>", *pieces]
     raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
@@ -97,4 +99,6 @@ def blank(folder: Path, texts: list[str], width: int, spaces: bool) -> None:
     hf.PreTrainedTokenizerFast(tokenizer_object=raw, model_input_names=["input_ids", "attention_mask"], **special).save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 4 * width, "max_position_embeddings": 512}
-    hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(words), pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, **sizes)).save_pretrained(folder)
+    hf.LlamaForCausalLM(
+        hf.LlamaConfig(vocab_size=len(words), pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, **sizes)
+    ).save_pretrained(folder)

@@ -61,7 +61,10 @@ def save_artifact(
 ) -> int:
     """Write, read back, compare. `beside` is what the objective learnt for itself (a critic). Returns the bytes of the tensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    state, adapter = delta.state_dict(), to_peft(method, delta, about.model["name"])
+    state, adapter = (
+        delta.state_dict(),
+        to_peft(method, delta, about.model["name"]) if about.model.get("blocks") is None else None,
+    )  # peft would put it on all blocks
     files: dict[str, Content] = {}
     if adapter:
         files["adapter_model.safetensors"] = adapter.tensors
@@ -138,7 +141,7 @@ def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> 
     about = describe(folder)
     folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
     task = Task(**{**about.task, "labels": tuple(about.task["labels"])})
-    source = origin(about.model["name"], about.model["revision"], about.model["bits"] if quantised else None)
+    source = origin(about.model["name"], about.model["revision"], about.model["bits"] if quantised else None, about.model.get("blocks"))
     tokenizer = load_tokenizer(Origin(str(folder), str(folder)))
     net = load_network(source, generates=task.name == "generate", pool=about.pool, device=device, tokenizer=tokenizer)  # type: ignore[arg-type]
     net.labels = task.labels

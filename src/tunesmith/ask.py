@@ -53,6 +53,22 @@ def predictions(folder: Path, asked: Sequence[Any], max_new_tokens: int, tempera
     yield from load(folder).predict(asked, sampling=Sampling(max_new_tokens, temperature))
 
 
+def as_row(asked: Any, said: dict[str, Any]) -> dict[str, Any]:
+    """What was asked with what was said, as a row to learn from: a teacher's text for a student (Kim & Rush 2016), a label that it gave."""
+    if "text" in said:
+        return (
+            {"prompt": asked, "completion": said["text"]} if isinstance(asked, str) else {"messages": [*asked, {"role": "assistant", "content": said["text"]}]}
+        )
+    texts = {"text": asked} if isinstance(asked, str) else {"text": asked[0], "pair": asked[1]}
+    spans = {"spans": [{k: e[k] for k in ("start", "end", "label")} for e in said["entities"]]} if "entities" in said else {}
+    return {**texts, **{k: said[k] for k in ("label", "labels", "score") if k in said}, **spans}
+
+
+def unanswered(asked: Any) -> Any:
+    """Messages without the answer that the file gives."""
+    return asked[:-1] if isinstance(asked, list) and isinstance(asked[-1], dict) and asked[-1].get("role") == "assistant" else asked
+
+
 def lines_of(file: str, kind: str = "") -> list[Any]:
     """Texts, [text, pair] or messages from a file, answers with what was asked for a reward; lines from standard input."""
     if file == "-":

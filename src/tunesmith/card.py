@@ -30,6 +30,8 @@ def card(recipe: Recipe, data: Dataset, record: Mapping[str, Any]) -> str:
     }
     rows = "\n".join(f"| {k} | {number(before.get(k))} | {number(v)} |" for k, v in after.items())
     table = f"| on {record_name(recipe)} | before | after |\n|---|---|---|\n{rows}\n" if after else "No evaluation data was given.\n"
+    if "teacher" in record:
+        table += "\n" + beside(record)
     return f"""---
 {yaml.safe_dump(meta, sort_keys=False, allow_unicode=True)}---
 
@@ -54,6 +56,15 @@ print(tuned.predict(["..."]))
 ```yaml
 {recipe.text()}```
 """
+
+
+def beside(record: Mapping[str, Any]) -> str:
+    """What deployment asks: the student by its teacher. A teacher whose answers alone are known has a name."""
+    student, teacher, metric = record["student"], record["teacher"], record["metric"]
+    rows = {"parameters": "parameters", "bytes": "bytes", "latency_ms": "ms a prediction"}
+    lines = [f"| {name} | {number(student[key])} | {number(teacher.get(key))} |\n" for key, name in rows.items()]
+    lines += [f"| {metric} | {number(student['scores'].get(metric))} | {number(teacher.get('scores', {}).get(metric))} |\n"] if metric else []
+    return f"| | student | teacher {teacher['name']} |\n|---|---|---|\n{''.join(lines)}"
 
 
 def record_name(recipe: Recipe) -> str:

@@ -227,12 +227,20 @@ def predict(
     file: Annotated[str | None, typer.Option(help="A file with a text, prompt or messages column; - for lines on standard input.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    rows: Annotated[
+        bool, typer.Option(help="Print rows to learn from, as JSON lines: what was asked, with the answer. A teacher's text for its students.")
+    ] = False,
     json: Json = False,
 ) -> None:
     from .artifact import describe
-    from .ask import chat, lines_of, predictions
+    from .ask import as_row, chat, lines_of, predictions, unanswered
 
     asked = lines_of(file, describe(folder).task["kind"]) if file else texts
+    if rows and asked:
+        asked = [unanswered(a) for a in asked]
+        for a, record in zip(asked, predictions(folder, asked, max_new_tokens, temperature), strict=True):
+            print(globals()["json"].dumps(as_row(a, record), ensure_ascii=False))
+        return
     if not asked:
         chat(folder, max_new_tokens, temperature)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from .sources.text.formats import Format, detect, preview
 from .sources.text.read import read
 from .sources.text.records import Records
 from .sources.text.task import Task, kind_of, task_of
+from .sources.text.unlabelled import without_labels
 
 DEFAULT_LENGTH = {"classify": 512, "tag": 512, "score": 512, "generate": 1024, "embed": 256}
 OUTER, INNER = 20240229, 20240301  # seeds of what is held out
@@ -76,11 +77,13 @@ def read_data(recipe: Recipe) -> Dataset:
     if held:
         formats["eval"], examples["eval"] = formats["train"], held
     task = task_of(recipe.task, examples["train"], recipe.data.multi_label)
-    source = origin(recipe.model.name, recipe.model.revision, recipe.model.bits)
+    source = origin(recipe.model.name, recipe.model.revision, recipe.model.bits, recipe.model.blocks)
     reader = reader_for(recipe, source)
     for name in examples:
         known(task, examples[name], name)
     tasks = {name: replace(task, kind=kind_of(task.name, found, task.kind == "multi")) for name, found in examples.items()}
+    if recipe.data.unlabelled:
+        examples["train"] = [*examples["train"], *unlabelled(recipe, task, formats["train"].columns, [e for part in examples.values() for e in part])]
     parts = {name: Part(name, formats[name], reader.encode(examples[name], tasks[name]), tasks[name]) for name in examples}
     notes = [note for name in parts for note in (*formats[name].notes, *parts[name].encoded.notes)]
     return Dataset(task, reader, source, parts["train"], parts.get("eval"), parts.get("test"), list(dict.fromkeys(notes)))
@@ -99,6 +102,18 @@ def read_part(recipe: Recipe, name: str) -> Format | None:
         records = read(given, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split=split, where_key=f"data.{name}")
     columns = d.columns or None
     return detect(records, recipe.task, columns, multi_label=d.multi_label, bad_rows=d.bad_rows, repair=d.repair)
+
+
+def unlabelled(recipe: Recipe, task: Task, columns: Mapping[str, str], known: Sequence[Example]) -> list[Example]:
+    """Further rows for a teacher to label: the texts of a file, read from the columns that the training file has, once each, without those that the other files hold."""
+    d = recipe.data
+    records = read(d.unlabelled or "", encoding=d.encoding, delimiter=d.delimiter, header=d.header, split="train", where_key="data.unlabelled")
+    found = without_labels(records, task.name, {k: v for k, v in columns.items() if k in ("text", "pair", "tokens") and v in records.columns})
+    seen = {row_hash(e) for e in known}
+    fresh = [e for e in found if (h := row_hash(e)) not in seen and not seen.add(h)]
+    if not fresh:
+        raise Refusal(f"{d.unlabelled} has no text that the other files have not", where="data.unlabelled")
+    return fresh
 
 
 def desk_records(given: str, task: str, name: str) -> Records:

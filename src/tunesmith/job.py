@@ -22,17 +22,22 @@ from .parallel import told
 from .progress import Reporter
 from .recipe import Recipe, objective
 from .reference import other_reference, others, reference
-from .reinforcement import foreseen, judge, notes, rollouts
+from .reinforcement import foreseen as playable
+from .reinforcement import judge, notes, rollouts
 from .shared import Shared
+from .sources.answers import Answers
 from .sources.features import Features
 from .sources.rollouts import Rollouts
 from .sources.table import Table
 from .sources.text.encode import Reader
 from .sources.text.examples import Dialogue
 from .sources.witness import Witness
+from .teaching.columns import foreseen as teachable
+from .teaching.columns import taught
+from .teaching.written import Written
 from .updates import UPDATES, Descend
 
-Rows = Table | Features | Witness  # a table, as it is or with more columns
+Rows = Table | Features | Witness | Answers | Written  # a table, as it is or with more columns
 Stream = Rows | Rollouts  # what is trained on
 
 
@@ -69,7 +74,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute, keep=shared.keeps)
     above = Above(net, delta, data, shared, reporter)
-    setting = Setting(recipe, data, net, delta, learn, reporter)
+    setting = Setting(recipe, data, net, delta, learn, reporter, shared)
     source = enriched(above.cached("train", table), learn.needs, setting)
     stage = Stage("train", source, *lengths(recipe, table, source.period))
     u = recipe.update
@@ -108,6 +113,7 @@ class Setting:
     delta: Delta
     objective: Objective
     reporter: Reporter
+    shared: Shared = field(default_factory=Shared)
 
     def told(self, what: str) -> Callable[[int, int], None]:
         """A bar that hears how many of how many rows are done."""
@@ -128,9 +134,13 @@ ADDED: dict[str, Callable[[Any, Setting], Stream]] = {  # column -> the source t
     "other": others,
     "other_reference": other_reference,
     "reference": reference,
+    "teacher": taught,
 }
 JUDGES: dict[str, Callable[[Part, Any, Setting], Probe]] = {"reinforce": judge}  # objective -> how its runs are judged, where not by labels
-FORESEEN: dict[str, Callable[[Recipe, Dataset, Any], None]] = {"advantage": foreseen}  # column -> what can be refused of it before weights are loaded
+FORESEEN: dict[str, Callable[[Recipe, Dataset, Any], None]] = {
+    "advantage": playable,
+    "teacher": teachable,
+}  # column -> what can be refused before weights are loaded
 NOTES: dict[str, Callable[[Recipe, Any, int], list[str]]] = {"reinforce": notes}
 
 

@@ -30,11 +30,12 @@ Share = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True)
 class Model:
-    """name: hub id, folder or `minilm`; bits: 4 or 8 for a quantised base."""
+    """name: hub id, folder or `minilm`; bits: 4 or 8 for a quantised base; blocks: those that are kept, in order, for a student with dropped layers."""
 
     name: str
     revision: str | None = None
     bits: Literal[4, 8] | None = None
+    blocks: tuple[Annotated[int, Ge(0)], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Data:
     """train, eval, test: files, hub data sets or `desk`; eval may be a share of the training rows to hold out.
 
     prompts: what stands before texts to embed, by role: anchor and positive (negatives too), or text.
+    unlabelled: a file of further rows, of which only the texts are read: for a teacher to label (`limit` does not count them).
     inner: a share of the training rows to judge by instead of eval and test, which are left unread (a search for options).
     """
 
@@ -60,6 +62,7 @@ class Data:
     learn_prompt: bool = False
     prompts: dict[Literal["anchor", "positive", "text"], str] = field(default_factory=dict)
     limit: Positive | None = None  # first rows of a seeded shuffle of the training file
+    unlabelled: str | None = None
     inner: Annotated[float, Gt(0), Lt(1)] | None = None
 
 
@@ -258,6 +261,8 @@ def contradictions(r: Recipe, places: Places | None) -> None:
         (learn.exact and bool(r.dropout or r.method.get("dropout")), "dropout", f"dropout and `objective: {r.objective['kind']}`: the policy that is scored is the one that wrote", "dropout: 0"),
         (learn.exact and r.budget.tokens is not None, "budget.tokens", f"`budget.tokens` and `objective: {r.objective['kind']}`: how long answers are is not known before", "budget: {steps: 200}"),
         (bool(r.objective.get("environment")) != (r.data.train.partition("/")[0] == "play"), "data.train", "an environment plays, and `data: play` has one", "data: play, with objective: {kind: reinforce, environment: tictactoe}"),
+        (r.data.unlabelled is not None and not learn.unlabelled, "data.unlabelled", f"`data.unlabelled` and `objective: {r.objective['kind']}`, which learns from labels", f"objective: {next(n for n, o in OBJECTIVES.items() if o.unlabelled)}"),
+        (r.data.unlabelled is not None and r.task == "generate", "data.unlabelled", "`data.unlabelled` and `task: generate`: prompts without answers", "objective.on_policy: 1, or have the teacher write the answers"),
         (r.dtype == "fp32" and r.model.bits is not None, "dtype", "`dtype: fp32` and `model.bits`: a quantised base computes in bf16", "dtype: bf16"),
         (r.kernel == "varlen" and r.device == "cpu", "kernel", "`kernel: varlen` and `device: cpu`", "kernel: auto"),
         (bool(r.objective.get("smoothing")) and r.task in ("score", "generate"), "objective.smoothing", f"`objective.smoothing` and `task: {r.task}`", "leave `smoothing` out"),

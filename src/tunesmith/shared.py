@@ -14,6 +14,7 @@ from .dataset import Dataset, read_data
 from .networks.load import HeadSpec, add_head, load_network
 from .networks.transformer import Transformer
 from .recipe import Recipe
+from .sources.answers import Stored
 
 
 def device_of(recipe: Recipe) -> torch.device:
@@ -32,12 +33,14 @@ class Shared:
 
     keeps    hold on to what the next run may need; a run of its own needs not
     base     the base that is loaded, by what decides it, and the pooling it would choose itself; one at a time
+    answers  what teachers said, by what was asked
     states   by part of the data: the floor above which they were asked for last, and the store
     """
 
     keeps: bool = False
     rows: dict[str, Dataset] = field(default_factory=dict)
     base: tuple[str, Transformer, str] | None = None
+    answers: dict[str, Stored] = field(default_factory=dict)
     states: dict[str, tuple[tuple[object, ...], dict[int, Tensor]]] = field(default_factory=dict)
 
     def data(self, recipe: Recipe) -> Dataset:

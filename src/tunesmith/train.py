@@ -30,8 +30,8 @@ from .listeners import Clock, Evaluate, Journal, Show, Signals, Skip
 from .progress import Reporter
 from .recipe import Recipe
 from .shared import Shared, head_spec
-from .sources.features import Features
-from .sources.witness import Witness
+from .sources.table import Table
+from .teaching.report import deployment
 
 SHOWN = 400  # characters of a row in predictions.jsonl
 
@@ -196,8 +196,8 @@ def guarded(job: Job, saving: Checkpoints) -> None:
 def warm(job: Job) -> None:
     """States of the frozen trunk are computed before the clock starts to count steps."""
     source = job.run.stream[0].train
-    if isinstance(source, Features | Witness):
-        source.fill(job.net)
+    if not isinstance(source, Table):
+        source.fill(job.net)  # type: ignore[attr-defined]
 
 
 def every(given: int | str, period: int) -> int:
@@ -226,6 +226,7 @@ def finish(job: Job, folder: Path, watch: Evaluate | None, clock: Clock, reporte
     after = best_of(job, folder, watch, reporter)
     parallel.wait()  # all have read the best weights before the first clears the checkpoints away
     record = record_of(job, watch, after, clock)  # before more is asked: that memory is not training's
+    record |= deployment(job, record["after"])
     if job.test:
         record["test"] = dict(job.test.ask(job.net).scores.values)
     for measure in measures:

@@ -112,6 +112,8 @@ def probe(recipe: Recipe, data: Dataset, found: Rehearsal, shared: Shared) -> fl
         update, source = job.run.update, job.run.stream[0].train
         update.prepare(job.run)  # type: ignore[attr-defined]
         total = 0.0
+        while not isinstance(source, Table | Features):
+            source = source.source  # type: ignore[attr-defined]
         if isinstance(source, Features):
             batches = list(source.table.once())
             total += pace_of(lambda batch: stored(source, job, batch), picked(batches)).of([len(b["ids"]) for b in batches], len(batches))
@@ -122,6 +124,7 @@ def probe(recipe: Recipe, data: Dataset, found: Rehearsal, shared: Shared) -> fl
             for batch in steps:
                 source.store |= zip(batch["row"].tolist(), stored(source, job, batch), strict=True)
             steps = [source.enriched(batch) for batch in steps]
+        steps = [job.run.objective.presumed(net, batch) for batch in steps]
         pace = pace_of(lambda batch: update.step(job.run, [batch]), steps)
         total += pace.of(found.tokens, shapes(job, found))
         source.store.clear() if isinstance(source, Features) else None

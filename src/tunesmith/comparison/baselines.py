@@ -137,7 +137,7 @@ Told = Iterator[tuple[str, dict[str, Any], str]]  # name, record, predictions
 
 
 def linear_heads(recipe: Recipe, data: Dataset, shared: Shared, reporter: Reporter, names: list[str]) -> Told:
-    bare = replace(recipe, method={"kind": "head"}, head=replace(recipe.head, kind="linear"))
+    bare = replace(recipe, method={"kind": "head"}, head=replace(recipe.head, kind="linear"), objective={"kind": "supervised"})
     with shared.lent(bare, data) as net:
         job = assemble(bare, data, net, reporter, shared)
         began = time.perf_counter()
@@ -162,8 +162,12 @@ def states(job: Job) -> tuple[np.ndarray, np.ndarray]:
     with torch.no_grad():
         for batch in source.once(job.net):
             rows = job.net.states(batch).values[batch.labelled()] if "at" in batch else job.net.pooled(batch)
-            xs.append(rows.float().cpu())
-            ys.append(batch["label"].cpu())
+            label = batch["label"]
+            known = (
+                ~label.isnan() if label.dim() == 1 and label.is_floating_point() else (label if label.dim() == 1 else label[:, 0]) >= 0
+            )  # rows may be for a teacher to label
+            xs.append(rows.float()[known].cpu())
+            ys.append(label[known].cpu())
     x, y = torch.cat(xs), torch.cat(ys)
     chosen = torch.linspace(0, len(x) - 1, min(len(x), UNITS)).long()
     return x[chosen].double().numpy(), y[chosen].numpy()
@@ -191,7 +195,9 @@ def texts_to_write(recipe: Recipe, data: Dataset, shared: Shared, reporter: Repo
     """Judged as every arm is."""
     assert data.eval is not None
     with shared.lent(recipe, data) as net:
-        job = assemble(replace(recipe, method={"kind": "bitfit"}), data, net, reporter, shared)  # neutral: the outputs are the model's own
+        job = assemble(
+            replace(recipe, method={"kind": "bitfit"}, objective={"kind": "supervised"}), data, net, reporter, shared
+        )  # neutral: the outputs are the model's own
         for name in names:
             part = data.eval if name == "untuned" else with_examples(data, SHOTS)
             if part is data.eval:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +15,8 @@ from ..core import Batch, Ragged
 from ..job import Job
 from ..networks.transformer import Transformer
 from ..sources.table import Table
+from ..timing import TURNS, lone_rows, timed
 
-ROWS, TURNS = 16, 3  # predictions that are timed, and how often each is; the first turn, which builds kernels, does not count
 TEMPERATURE = 0.05  # of the contrast between halves, as sentence encoders are trained with
 
 
@@ -68,8 +67,7 @@ def latency(job: Job) -> tuple[float, float]:
     """
     part = job.data.eval or job.data.train
     table = Table(part.encoded.columns, job.data.task.name, device=job.net.device)
-    order = sorted(range(len(table.examples)), key=table.long.__getitem__)
-    batches = [table.batch([order[int((i + 0.5) * len(order) / ROWS)]]) for i in range(ROWS)]
+    batches = lone_rows(table)
     say = {"generate": job.net.label_logp, "embed": job.net.pooled}.get(job.data.task.name, job.net.logits)
     turns: dict[bool, list[list[float]]] = {True: [], False: []}
     for _ in range(TURNS):
@@ -78,15 +76,6 @@ def latency(job: Job) -> tuple[float, float]:
                 took.append([timed(say, batch, job.net.device.type == "cuda") for batch in batches])
     base, tuned = (1000 * statistics.median(map(min, zip(*took[1:], strict=True))) for took in turns.values())
     return base, tuned
-
-
-def timed(say: Callable[[Batch], Tensor], batch: Batch, waits: bool) -> float:
-    """Seconds; a device that works on its own is waited for."""
-    began = time.perf_counter()
-    say(batch)
-    if waits:
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def general_loss(net: Transformer, tokenizer: Any, passages: Sequence[str]) -> tuple[str, float]:

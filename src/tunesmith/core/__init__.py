@@ -15,15 +15,17 @@ from __future__ import annotations
 
 from .data import Batch, Ragged
 from .method import Delta, Method
-from .network import Anatomy, Graft, Insert, Network, Slot
+from .network import Anatomy, Buckets, Graft, Heard, Insert, Network, Slot
 from .run import Counts, Listener, Objective, Remembering, Run, Signals, Source, Stage, Terms, Update
 
 __all__ = [
     "Anatomy",
     "Batch",
+    "Buckets",
     "Counts",
     "Delta",
     "Graft",
+    "Heard",
     "Insert",
     "Listener",
     "Method",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from .data import Batch, Ragged
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,22 @@ class Anatomy:
     def projections(self, *roles: str) -> list[str]:
         """Paths of the linear layers that play any of these roles, in the order of the network."""
         return [path for path, role in self.linears.items() if set(role.split("+")) & set(roles)]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a network computed on its way, by block: `states` (N, D) that leave it; `heads`, query (N, H, d), key and value (N, kv heads, d) of its self-attention."""
+
+    states: Mapping[int, Tensor]
+    heads: Mapping[int, tuple[Tensor, Tensor, Tensor]]
+
+
+class Buckets(NamedTuple):
+    """A distribution over the vocabulary as K tokens and all others together: ids (M, K); logp (M, K + 1), the others last, or (M, K) where K is all; own (M,): of the label, at temperature 1."""
+
+    ids: Tensor
+    logp: Tensor
+    own: Tensor
 
 
 class Network(nn.Module, ABC):
@@ -99,6 +117,14 @@ class Network(nn.Module, ABC):
     def label_logp(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """The first half of `spoken`."""
         return self.spoken(batch, temperature)[0]
+
+    @abstractmethod
+    def bucket_logp(self, batch: Batch, ids: Tensor | int, temperature: float) -> Buckets:
+        """The vocabulary at each labelled position, at a temperature, in buckets: of the tokens `ids` (M, K), or of as many of the likeliest."""
+
+    @abstractmethod
+    def overheard(self, say: Callable[[], T], batch: Batch, states: Sequence[int], heads: Sequence[int]) -> tuple[T, Heard]:
+        """What `say` returns, which runs the network on this batch once, and what is heard in these blocks meanwhile."""
 
     def rest_below(self, floor: int) -> None:
         """Train mode, but what lies under the floor is a constant of the run: no dropout, hence cacheable bit for bit."""

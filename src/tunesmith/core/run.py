@@ -30,6 +30,7 @@ class Objective(nn.Module, ABC):
     pace    factor on the method's default learning rate
     still   it is trained without dropout, unless the recipe gives one
     exact   what wrote is, bit for bit, what is scored: no dropout at all
+    unlabelled  it also learns from rows without a label
     """
 
     tasks: ClassVar[tuple[str, ...]] = ()
@@ -39,6 +40,7 @@ class Objective(nn.Module, ABC):
     pace: float = 1.0
     still: ClassVar[bool] = False
     exact: ClassVar[bool] = False
+    unlabelled: ClassVar[bool] = False
 
     def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
         """Raise Refusal where rows of the right kind cannot serve it all the same. `size` examples a batch; called before weights are loaded."""

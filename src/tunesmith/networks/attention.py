@@ -36,7 +36,7 @@ class Room:
     layout: Layout | None = None
     prefix: Tensor | None = None
     kernel: str = "matmul"
-    heard: list[tuple[Tensor, Tensor]] | None = None  # keys and values, while somebody listens
+    heard: list[Sound] | None = None  # while somebody listens
     memory: Memory | None = None  # while rows are written: what they have said so far; each brings one token a pass
 
     def again(self) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -55,6 +55,16 @@ class Room:
     def __deepcopy__(self, memo: dict) -> Room:
         """A copied network shares nothing with the last batch of the first."""
         return Room(kernel=self.kernel)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What an attention module was called with: query (., H, ., d), key and value (., kv heads, ., d), positions already turned in."""
+
+    seat: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ def attention(
     rules = Rules(scaling or query.shape[-1] ** -0.5, causal, sliding_window or 0, softcap, dropout)
     prefix = seat.prefix() if seat else None
     if seat and seat.room.heard is not None:
-        seat.room.heard.append((key, value))
+        seat.room.heard.append(Sound(seat.index, query, key, value))
     if seat and seat.room.memory:
         return seat.room.memory.attend(seat.index, query[0], key[0], value[0], rules), None
     if seat and seat.room.layout and NO_MASK.get() | (attention_mask is None and query.shape[0] == 1):

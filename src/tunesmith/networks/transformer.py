@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Anatomy, Batch, Network, Ragged, Slot
+from ..core import Anatomy, Batch, Buckets, Heard, Network, Ragged, Slot
 from .attention import Room, packed_masks
+from .buckets import bucket_logp, buckets_of
 from .heads import POOLS, Pool
+from .inside import overheard
 from .layout import Bucket, Gather, Layout, layout
 from .trunk import listening_at, starting_at
 from .vocabulary import label_logp, logits_of
 
+T = TypeVar("T")
 LENGTHS = 8  # between two powers of two; measured, see docs/LOG.md
 COARSEST = 128  # tokens
 
@@ -62,7 +65,7 @@ class Transformer(Network):
         self.room.heard = []
         self.states(Batch({"ids": Ragged(ids, (len(ids),))}))
         heard, self.room.heard = self.room.heard, None
-        return torch.stack([x[0].transpose(0, 1) for pair in heard for x in pair])
+        return torch.stack([x[0].transpose(0, 1) for sound in heard for x in (sound.key, sound.value)])
 
     def recompute(self, on: bool) -> None:
         """Forget the activations inside blocks and form them again in the backward pass (gradient checkpointing)."""
@@ -173,11 +176,22 @@ class Transformer(Network):
             return self.states(batch)
         with listening_at(self.get_submodule(self.anatomy.blocks[floor]), stop=self.packs) as seen:
             self.states(batch)
+        return Ragged(self.flat(seen, batch), batch.ragged("ids").lengths)
+
+    def flat(self, seen: Sequence[Tensor], batch: Batch) -> Tensor:
+        """(N, ...): what one module saw of a batch, a tensor (rows, width, ...) a pass, as the batch's own tokens in their order."""
+        lengths, prompt = batch.ragged("ids").lengths, self.prompt_rows()
+        before = 0 if prompt is None else len(prompt)
         if self.packs:
-            return Ragged(seen[0][0, : len(batch["ids"])], batch.ragged("ids").lengths)
-        lay = layout(batch.ragged("ids").lengths, 0, self.device)
-        flat = torch.cat([s.flatten(0, 1) if b.spots is None else s.flatten(0, 1)[b.spots] for s, b in zip(seen, lay.buckets, strict=True)])
-        return Ragged(flat if lay.back is None else flat[lay.back], batch.ragged("ids").lengths)
+            found = seen[0][0, : sum(lengths) + before * len(lengths)]
+            return Gather.apply(found, own_tokens(lengths, before, found.device)) if before else found
+        lay = layout(lengths, 0, self.device)
+        rows = [s[:, before:].flatten(0, 1) for s in seen]
+        found = torch.cat([s if b.spots is None else s[b.spots] for s, b in zip(rows, lay.buckets, strict=True)])
+        return found if lay.back is None else found[lay.back]
+
+    def overheard(self, say: Callable[[], T], batch: Batch, states: Sequence[int], heads: Sequence[int]) -> tuple[T, Heard]:
+        return overheard(self, say, batch, states, heads)
 
     # -------------------------------------------------------------------------------------------- outputs
 
@@ -198,6 +212,20 @@ class Transformer(Network):
         own = h.to(self.compute) if h.device.type == "cpu" or self.compute is not torch.float32 else h
         return label_logp(own, weight, bias, batch["label"], cap, temperature), h
 
+    def bucket_logp(self, batch: Batch, ids: Tensor | int, temperature: float) -> Buckets:
+        size = self.known()
+        if self.anatomy.kind == "seq2seq":
+            return self.target_buckets(batch, ids, temperature, size)
+        h = self.voiced(batch)
+        weight, bias, cap = self.vocabulary()
+        h = h.to(self.compute) if h.device.type == "cpu" or self.compute is not torch.float32 else h
+        return bucket_logp(h, weight[:size], None if bias is None else bias[:size], ids, batch["label"], temperature, cap)
+
+    def known(self) -> int:
+        """Tokens that the tokenizer has; published embeddings may be padded with more rows, which mean nothing."""
+        rows = len(self.model.get_output_embeddings().weight)
+        return min(rows, len(self.tokenizer)) if self.tokenizer is not None else rows
+
     def voiced(self, batch: Batch) -> Tensor:
         """(M, D): the states that the output embedding reads; Granite and Cohere scale its logits."""
         return self.voice(self.states(batch).values[batch.labelled()])
@@ -214,18 +242,31 @@ class Transformer(Network):
 
     def target_logp(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Encoder-decoders: (M,) over the tokens of `target`, in order of rows, and the decoder's last states (M, D)."""
+        rows = batch.ragged("target").rows()
+        warm = lambda logits: logits if temperature == 1 else logits / temperature
+        found = self.each_target(batch, lambda i, logits, states: (warm(logits).log_softmax(-1).gather(-1, rows[i][:, None])[:, 0], states))
+        logp, states = zip(*found, strict=True)
+        return torch.cat(logp), torch.cat(states)
+
+    def target_buckets(self, batch: Batch, ids: Tensor | int, temperature: float, size: int) -> Buckets:
+        rows, label = batch.ragged("target"), batch.ragged("target").rows()
+        chosen = [ids] * len(label) if isinstance(ids, int) else ids.split(list(rows.lengths))
+        found = self.each_target(batch, lambda i, logits, states: buckets_of(logits[:, :size], chosen[i], label[i], temperature))
+        return Buckets(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def each_target(self, batch: Batch, look: Callable[[int, Tensor, Tensor], T]) -> list[T]:
+        """What is made of each row's logits (tokens of its target, V) and last states (tokens, D), in order of rows."""
         ids, target = batch.ragged("ids"), batch.ragged("target")
         with self.precision():
             self.room.layout, self.room.prefix = None, self.prefix() if self.prefix is not None and self.prefix.on else None
             rows = sorted(range(len(ids.lengths)), key=lambda i: ids.lengths[i])
-            parts: dict[int, tuple[Tensor, Tensor]] = {}
+            parts: dict[int, T] = {}
             for chunk in chunks(rows, 16):
-                found = self.target_chunk([ids.rows()[i] for i in chunk], [target.rows()[i] for i in chunk], temperature)
-                parts |= dict(zip(chunk, found, strict=True))
-        logp, states = zip(*(parts[i] for i in range(len(rows))), strict=True)
-        return torch.cat(logp), torch.cat(states)
+                found = self.target_chunk([ids.rows()[i] for i in chunk], [target.rows()[i] for i in chunk])
+                parts |= {i: look(i, *said) for i, said in zip(chunk, found, strict=True)}
+        return [parts[i] for i in range(len(rows))]
 
-    def target_chunk(self, ids: list[Tensor], target: list[Tensor], temperature: float) -> list[tuple[Tensor, Tensor]]:
+    def target_chunk(self, ids: list[Tensor], target: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         pad = nn.utils.rnn.pad_sequence
         text, mask = pad(ids, True), pad([torch.ones_like(x) for x in ids], True)
         labels, prompt = pad(target, True, -100), self.prompt_rows()
@@ -237,9 +278,8 @@ class Transformer(Network):
             mask = torch.cat([mask.new_ones(len(mask), len(prompt)), mask], 1)
         shifted = torch.cat([start, labels[:, :-1].clamp(min=0)], 1)
         out = self.model(**inputs, attention_mask=mask, decoder_input_ids=shifted, use_cache=False, output_hidden_states=True)
-        logits = out.logits.float() if temperature == 1 else out.logits.float() / temperature
-        logp = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        return [(row[: len(t)], state[: len(t)]) for row, state, t in zip(logp, out.decoder_hidden_states[-1], target, strict=True)]
+        states = out.decoder_hidden_states[-1]
+        return [(row[: len(t)], state[: len(t)]) for row, state, t in zip(out.logits.float(), states, target, strict=True)]
 
 
 def chunks(items: list[int], size: int) -> Iterator[list[int]]:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from ..core import Objective
 from .contrast import Contrast
+from .distil import Distil
 from .prefer import Prefer
 from .reinforce import Reinforce
 from .supervised import Supervised
 
-OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "contrast": Contrast, "prefer": Prefer, "reinforce": Reinforce}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "supervised": Supervised,
+    "distil": Distil,
+    "contrast": Contrast,
+    "prefer": Prefer,
+    "reinforce": Reinforce,
+}

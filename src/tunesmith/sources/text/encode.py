@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core import Ragged
 from ...errors import Refusal
-from .examples import Classified, Dialogue, Example, Judged, Plain, Preferred, Related, Scored, Tagged
+from .examples import UNKNOWN, Classified, Dialogue, Example, Judged, Plain, Preferred, Related, Scored, Tagged
 from .task import Task
 from .template import Template
 
@@ -83,21 +83,21 @@ def uncut(reader: Reader, texts: Sequence[str], pairs: Sequence[str] | None, cut
 
 
 def single(reader: Reader, examples: Sequence[Classified], task: Task) -> Encoded:
-    """label (B,): the index of the one label."""
+    """label (B,): the index of the one label; -1 where a row has none."""
     columns, lengths = whole_rows(reader, examples)
     index = {label: i for i, label in enumerate(task.labels)}
-    return Encoded({**columns, "label": torch.tensor([index[e.labels[0]] for e in examples])}, tuple(examples), lengths)
+    return Encoded({**columns, "label": torch.tensor([index.get(e.labels[0], -1) for e in examples])}, tuple(examples), lengths)
 
 
 def multi(reader: Reader, examples: Sequence[Classified], task: Task) -> Encoded:
-    """label (B, C): 0 and 1."""
+    """label (B, C): 0 and 1; -1 where a row has none, which is not a row of which none is true."""
     columns, lengths = whole_rows(reader, examples)
-    label = torch.tensor([[float(name in e.labels) for name in task.labels] for e in examples])
+    label = torch.tensor([[-1.0 if UNKNOWN in e.labels else float(name in e.labels) for name in task.labels] for e in examples])
     return Encoded({**columns, "label": label}, tuple(examples), lengths)
 
 
 def score(reader: Reader, examples: Sequence[Scored], task: Task) -> Encoded:
-    """label (B,): the number itself."""
+    """label (B,): the number itself; no number where a row has none."""
     columns, lengths = whole_rows(reader, examples)
     return Encoded({**columns, "label": torch.tensor([e.score for e in examples], dtype=torch.float32)}, tuple(examples), lengths)
 
@@ -109,7 +109,7 @@ def tag(reader: Reader, examples: Sequence[Tagged], task: Task) -> Encoded:
     firsts = [first_tokens(e, offsets) for e, offsets in zip(examples, found["offset_mapping"], strict=True)]
     kept = keep(reader, examples, [bool(f) for f in firsts], "words")
     at, word = [[t for _, t in firsts[i]] for i in kept], [[w for w, _ in firsts[i]] for i in kept]
-    label = [[index[examples[i].tags[w]] for w in words] for i, words in zip(kept, word, strict=True)]
+    label = [[index.get(examples[i].tags[w], -1) for w in words] for i, words in zip(kept, word, strict=True)]
     ids = [found["input_ids"][i] for i in kept]
     lengths = uncut(reader, [examples[i].text for i in kept], None, ids)
     columns: dict[str, Tensor | Ragged] = {"ids": ragged(ids), "at": ragged(at), "label": ragged(label), "word": ragged(word)}

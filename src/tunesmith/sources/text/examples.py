@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+UNKNOWN = "(unlabelled)"  # the label, or each tag, of a row for a teacher to label
+
 
 @dataclass(frozen=True)
 class Classified:
