@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import shop
 from tunesmith import train as training
-from tunesmith.artifact import prompt_ids
 from tunesmith.environments import ENVIRONMENTS, environment
 from tunesmith.environments.desk import Desk, cases
 from tunesmith.environments.tictactoe import TicTacToe, value
 from tunesmith.errors import Refusal
 from tunesmith.playing import between
+from tunesmith.predicting import prompt_ids
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
 from tunesmith.sources.text.encode import Reader

@@ -53,6 +53,13 @@ def predictions(folder: Path, asked: Sequence[Any], max_new_tokens: int, tempera
     yield from load(folder).predict(asked, sampling=Sampling(max_new_tokens, temperature))
 
 
+def learnable(folder: Path, asked: Sequence[Any], max_new_tokens: int, temperature: float) -> Iterator[dict[str, Any]]:
+    """Rows to learn from: what was asked, without the answer that the file gives, and what the run said."""
+    asked = [unanswered(a) for a in asked]
+    for a, record in zip(asked, predictions(folder, asked, max_new_tokens, temperature), strict=True):
+        yield as_row(a, record)
+
+
 def as_row(asked: Any, said: dict[str, Any]) -> dict[str, Any]:
     """What was asked with what was said, as a row to learn from: a teacher's text for a student (Kim & Rush 2016), a label that it gave."""
     if "text" in said:

@@ -227,24 +227,17 @@ def predict(
     file: Annotated[str | None, typer.Option(help="A file with a text, prompt or messages column; - for lines on standard input.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
-    rows: Annotated[
-        bool, typer.Option(help="Print rows to learn from, as JSON lines: what was asked, with the answer. A teacher's text for its students.")
-    ] = False,
+    rows: Annotated[bool, typer.Option(help="Rows to learn from: what was asked, with the answer. A teacher's text for its students.")] = False,
     json: Json = False,
 ) -> None:
     from .artifact import describe
-    from .ask import as_row, chat, lines_of, predictions, unanswered
+    from .ask import chat, learnable, lines_of, predictions
 
     asked = lines_of(file, describe(folder).task["kind"]) if file else texts
-    if rows and asked:
-        asked = [unanswered(a) for a in asked]
-        for a, record in zip(asked, predictions(folder, asked, max_new_tokens, temperature), strict=True):
-            print(globals()["json"].dumps(as_row(a, record), ensure_ascii=False))
-        return
     if not asked:
         chat(folder, max_new_tokens, temperature)
         return
-    for record in predictions(folder, asked, max_new_tokens, temperature):
+    for record in (learnable if rows else predictions)(folder, asked, max_new_tokens, temperature):
         tell(json, record, lambda record=record: print(record["text"] if list(record) == ["text"] else globals()["json"].dumps(record, ensure_ascii=False)))
 
 
@@ -275,7 +268,7 @@ def mine(
     tell(json, found, lambda: print(mined_text(found)))
 
 
-@app.command("list", help="What there is: methods, objectives, sources, updates, tasks.")
+@app.command("list", help="What there is: methods, objectives, sources, streams, updates, tasks.")
 def catalogue(
     what: Annotated[str | None, typer.Argument(help="One of them.")] = None,
     json: Json = False,

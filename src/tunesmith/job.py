@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from .artifact import write
 from .core import Delta, Method, Objective, Ragged, Run, Stage
 from .dataset import Dataset, Part
 from .embedder import guided
@@ -19,6 +18,7 @@ from .networks.decode import Sampling
 from .networks.precision import DTYPES, Choice, Sizes, choose
 from .networks.transformer import Transformer
 from .parallel import told
+from .predicting import write
 from .progress import Reporter
 from .recipe import Recipe, objective
 from .reference import other_reference, others, reference

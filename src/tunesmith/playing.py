@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .artifact import prompt_ids
 from .core import Network
 from .dataset import FIRST_SEED, Part
 from .environments import Environment, environment
@@ -17,6 +16,7 @@ from .errors import Refusal
 from .networks.sample import Draw, Sample, sample
 from .networks.transformer import Transformer
 from .objectives.reinforce import Reinforce
+from .predicting import prompt_ids
 from .rewards import Told, reward
 from .sources.rollouts import Play, Played
 from .sources.text.encode import Reader

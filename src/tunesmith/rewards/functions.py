@@ -77,7 +77,7 @@ class OfRun:
     label: str | None = None
 
     def made(self) -> Score:
-        from ..artifact import outputs
+        from ..predicting import outputs
 
         tuned = loaded(self.folder)
         labels = list(tuned.task.labels)
