@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from test_training import columns, learner, run_of
 from torch import Tensor
 
+from test_rollouts import source_of, tuned
 from tunesmith import parallel
-from tunesmith.core import Delta, Run
+from tunesmith.core import Delta, Run, Stage
 from tunesmith.engine import fit
 from tunesmith.methods import METHODS, Adapter, BitFit, Full, Head, Layers, LoRA, Prefix, Prompt
 from tunesmith.objectives import Prefer
@@ -38,10 +39,17 @@ CASES = {  # kind of task, method, rows a batch (1: a process is left without an
 }
 
 
+PLAYED = ("ppo", "grpo")
+
+
 def trained(case: str) -> dict[str, Tensor]:
     """Losses and gradient norms of five steps, and what was learnt."""
     if case in PREFERRED:
         return preferred(*PREFERRED[case])
+    if case in PLAYED:
+        net, delta, objective = tuned("llama", "lora", case, group=4)
+        run = fit(Run(net, delta, objective, [Stage("main", source_of(objective, delta.absent), 5, 5)], Descend(rate=1e-3)))
+        return {**{key: torch.tensor([r[key] for r in run.log]) for key in ("loss", "norm", "tokens", "rows", "reward", "kl")}, **learnt(run)}
     kind, name, size, tokens, stored = CASES[case]
     net, delta = learner(kind, EIGHT[name])
     table = Table(columns(kind), size=size)
@@ -67,10 +75,14 @@ def told(run: Run, delta: Delta) -> dict[str, Tensor]:
     }
 
 
+def learnt(run: Run) -> dict[str, Tensor]:
+    return {n: t.clone() for n, t in (run.delta.state_dict() | run.objective.state_dict()).items()}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     parallel.join()
-    for case in (*CASES, *PREFERRED):
+    for case in (*CASES, *PREFERRED, *PLAYED):
         save_file(trained(case), Path(sys.argv[1]) / f"{case}-{os.environ.get('RANK', '0')}.safetensors")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from pair import CASES, PREFERRED, trained
+from pair import CASES, PLAYED, PREFERRED, trained
 from safetensors.torch import load_file
 
 import shop
@@ -24,7 +24,7 @@ from tunesmith.train import run
 
 HERE = Path(__file__).parent
 PAIR = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def pair(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", [*CASES, *PREFERRED])
+@pytest.mark.parametrize("case", [*CASES, *PREFERRED, *PLAYED])
 def test_two_processes_are_one(pair, case):
     """Sums are taken in another order, hence not to the bit. A key's bias has no gradient but rounding, of which AdamW makes whole steps."""
     alone = trained(case)
