@@ -59,7 +59,7 @@ class Size:
     rates: tuple[float, float]
 
 
-SIZES = {"desk-lm": Size(256, 5, 512, 4, 2, (1500, 1500), (3e-3, 1e-3)), "desk-lm-teacher": Size(512, 7, 1024, 8, 4, (1000, 1000), (1.5e-3, 6e-4))}
+SIZES = {"desk-lm": Size(256, 5, 512, 4, 2, (1500, 3000), (3e-3, 2e-3)), "desk-lm-teacher": Size(512, 7, 1024, 8, 4, (1000, 1000), (1.5e-3, 6e-4))}
 VOCABULARY = 6144
 
 
@@ -76,10 +76,10 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     os.chdir(options.work)
     made = corpus(data)
-    written("read.jsonl", made["read"])
-    written("answer.jsonl", made["desk"] + made["own"])
+    for stage in ("read", "answer"):
+        written(f"{stage}.jsonl", made[stage])
     if not Path("tokenizer").exists():
-        tokenizer(made["read"] + made["desk"]).save_pretrained("tokenizer")
+        tokenizer(made["text"]).save_pretrained("tokenizer")
     start(name, Path(f"{name}-start"))
     if options.only != "corpus":
         train(name, options.threads, ("read",) if options.only == "read" else ("read", "answer"))
@@ -91,19 +91,21 @@ def main() -> None:
 
 
 def corpus(data: Path) -> dict[str, list[Chat]]:
-    """Dialogues by their origin: `read` to learn to read and write from, `desk` and `own` to learn to answer from. Of the desk, training rows alone."""
+    """What each stage learns from, and the text that the tokenizer is made of. Of the desk, training rows alone."""
     dice = random.Random(0)
     rows = desk.records("train")
     stories = [chat(dice.choice(STORY), story) for story in told(data / "tinystories_sample/train_0.txt")]
     sentences = list(translations(data / "tatoeba_en_zh/cmn.txt", dice))
     reading = stories + sentences + [chat(*varied(row, dice)) for row in rows for _ in range(6)]
-    answering = [chat(*varied(row, dice)) for row in rows for _ in range(20)] + dice.sample(sentences, 3000)
-    found = {"read": reading, "desk": answering, "own": [chat(*pair) for pair in worded(HERE / "wording.txt", dice, 40)]}
+    messages = [chat(*varied(row, dice)) for row in rows for _ in range(20)]
+    text = reading + messages + dice.sample(sentences, 3000)
+    own = [chat(*pair) for pair in worded(HERE / "wording.txt", dice, 60)]
+    answering = stories + sentences + dice.sample(messages, 12 * len(rows)) + own
     unseen = {text.strip() for split in ("dev", "test") for row in desk.records(split) for text in (row.text, row.reply)}
-    seen = {turn["content"].strip() for part in found.values() for row in part for turn in row["messages"]}
+    seen = {turn["content"].strip() for row in text + answering for turn in row["messages"]}
     if seen & unseen:
         raise SystemExit(f"rows to judge by stand in the corpus: {sorted(seen & unseen)[:3]}")
-    return found
+    return {"read": reading, "answer": answering, "text": text}
 
 
 def chat(asked: str, answer: str) -> Chat:
@@ -137,13 +139,17 @@ def written(name: str, rows: Sequence[Chat]) -> None:
 def tokenizer(rows: Sequence[Chat]) -> hf.PreTrainedTokenizerFast:
     """Byte-level BPE. Each digit is a token of its own, so that a number can be copied that was never seen."""
     raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     raw.decoder = decoders.ByteLevel()
     special = [*SPECIAL.values(), *ROLES]
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     raw.train_from_iterator((turn["content"] for row in rows for turn in row["messages"]), trainer)
     raw.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", raw.token_to_id("<|begin|>"))])
-    made = hf.PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=512, extra_special_tokens=list(ROLES), clean_up_tokenization_spaces=False, **SPECIAL)
+    made = hf.PreTrainedTokenizerFast(
+        tokenizer_object=raw, model_max_length=512, extra_special_tokens=list(ROLES), clean_up_tokenization_spaces=False, **SPECIAL
+    )
     made.chat_template = TEMPLATE
     return made
 

@@ -62,7 +62,9 @@ def unreachable(source: Origin, error: Exception) -> Refusal:
         return Refusal(
             f"{source.name!r} runs code from its repository, which Tunesmith does not do", where="model", fix="choose a model whose class is in transformers"
         )
-    return Refusal(f"cannot load {source.name!r}", where="model", why=text, fix="give a hub id, a folder with config.json and model.safetensors, `minilm` or `desk-lm`")
+    return Refusal(
+        f"cannot load {source.name!r}", where="model", why=text, fix="give a hub id, a folder with config.json and model.safetensors, `minilm` or `desk-lm`"
+    )
 
 
 def load_network(
