@@ -27,7 +27,7 @@ from tunesmith.data import desk
 from tunesmith.progress import Reporter
 from tunesmith.recipe import read_recipe
 from tunesmith.train import run
-from wording import varied, worded
+from wording import read, served, varied, worded
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = Path(desk.__file__).parent
@@ -59,7 +59,7 @@ class Size:
     rates: tuple[float, float]
 
 
-SIZES = {"desk-lm": Size(256, 5, 512, 4, 2, (1500, 3000), (3e-3, 2e-3)), "desk-lm-teacher": Size(512, 7, 1024, 8, 4, (1000, 1000), (1.5e-3, 6e-4))}
+SIZES = {"desk-lm": Size(256, 5, 512, 4, 2, (1500, 2600), (3e-3, 2e-3)), "desk-lm-teacher": Size(512, 7, 1024, 8, 4, (1000, 1000), (1.5e-3, 6e-4))}
 VOCABULARY = 6144
 
 
@@ -99,8 +99,9 @@ def corpus(data: Path) -> dict[str, list[Chat]]:
     reading = stories + sentences + [chat(*varied(row, dice)) for row in rows for _ in range(6)]
     messages = [chat(*varied(row, dice)) for row in rows for _ in range(20)]
     text = reading + messages + dice.sample(sentences, 3000)
-    own = [chat(*pair) for pair in worded(HERE / "wording.txt", dice, 60)]
-    answering = stories + sentences + dice.sample(messages, 12 * len(rows)) + own
+    wording = read(HERE / "wording.txt")
+    own = [chat(*pair) for pair in worded(wording, dice, 60)] + [chat(*served(row, wording, dice)) for row in rows for _ in range(12)]
+    answering = own + dice.sample(messages, 6 * len(rows)) + dice.sample(sentences, 6000) + dice.sample(stories, 1500)
     unseen = {text.strip() for split in ("dev", "test") for row in desk.records(split) for text in (row.text, row.reply)}
     seen = {turn["content"].strip() for row in text + answering for turn in row["messages"]}
     if seen & unseen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.desk import Record
@@ -18,6 +18,9 @@ GREETINGS = {"en": ("Hi, ", "Hello, ", "Good morning. ", "Dear team, "), "zh": (
 THANKS = {"en": (" Thanks!", " Thank you.", " Many thanks", " Cheers"), "zh": ("谢谢", "谢谢！", "麻烦了", "拜托了")}
 FROM_CUSTOMER = ("order", "noun", "part", "when", "name")  # a reply may state a price, a brand or a day of its own, but none of these
 CHOICE = re.compile(r"\(([^()|]*(?:\|[^()|]*)+)\)")
+TITLE = re.compile(r"(en|zh) \w+")
+SLOT_LINE = re.compile(r"^(en|zh) (\w+): (.+)$", re.MULTILINE)
+ASKS_ORDER = re.compile("order number|订单号")
 SLOT = re.compile(r"\{(\w+)\}")
 NUMBER = re.compile(r"\d[\d.,]*\d|\d\d")
 
@@ -61,26 +64,49 @@ class Block:
     replies: tuple[str, ...]
 
 
-def worded(path: Path, dice: random.Random, times: int) -> Iterator[tuple[str, str]]:
+@dataclass(frozen=True)
+class Wording:
+    """slots: values by language and name; general: replies to anything by (language and intent, urgent)."""
+
+    slots: dict[str, dict[str, list[str]]]
+    blocks: list[Block]
+    general: dict[tuple[str, bool], list[str]]
+
+
+def worded(wording: Wording, dice: random.Random, times: int) -> Iterator[tuple[str, str]]:
     """(message, reply), at most `times` of each line that asks, none twice."""
-    slots, blocks = read(path)
-    for block in blocks:
+    for block in wording.blocks:
         for ask in block.asks:
-            yield from dict.fromkeys(pair(ask, block, slots[block.lang], dice) for _ in range(times))
+            yield from dict.fromkeys(pair(ask, block, wording.slots[block.lang], dice) for _ in range(times))
 
 
-def read(path: Path) -> tuple[dict[str, dict[str, list[str]]], list[Block]]:
-    """Values of the slots by language and name, and the blocks. The form is described at the head of the file."""
-    slots: dict[str, dict[str, list[str]]] = {"en": {}, "zh": {}}
-    blocks: list[Block] = []
+def served(record: Record, wording: Wording, dice: random.Random) -> tuple[str, str]:
+    """A row of the desk, varied, with a general reply: one that names the order where there is one, and asks for it where there is none."""
+    told: dict[str, str] = {}
+    for span in record.spans:
+        told.setdefault(span.label, record.text[span.start : span.end])
+    lines = wording.general[f"{record.lang} {record.intent}", record.urgency == "high"]
+    known = [line for line in lines if told.keys() >= set(SLOT.findall(line)) and not ("order" in told and ASKS_ORDER.search(line))]
+    named = [line for line in known if "{order}" in line]
+    chosen = dice.choice(named or known or [line for line in lines if not SLOT.search(line)])
+    return varied(replace(record, reply=SLOT.sub(lambda found: told[found[1]], chosen)), dice)
+
+
+def read(path: Path) -> Wording:
+    """The form is described at the head of the file."""
+    found = Wording({"en": {}, "zh": {}}, [], {})
     for part in path.read_text(encoding="utf-8").split("\n\n"):
-        lines = [line for line in part.splitlines() if line and not line.startswith("#")]
-        for line in [line for line in lines if ": " in line and line[:2] in slots and not blocks]:
-            name, _, values = line[3:].partition(": ")
-            slots[line[:2]][name] = values.split("|")
-        groups = re.findall(r"((?:^\? .*\n?)+)((?:^= .*\n?)+)", part, re.MULTILINE)
-        blocks += [Block(lines[0][:2], *(tuple(line[2:] for line in half.splitlines()) for half in group)) for group in groups]
-    return slots, blocks
+        lines = part.strip().splitlines()
+        if not TITLE.fullmatch(lines[0]):  # comments, or the slots
+            for language, name, values in SLOT_LINE.findall(part):
+                found.slots[language][name] = values.split("|")
+            continue
+        for group in re.findall(r"((?:^\? .*\n?)+)((?:^= .*\n?)+)", part, re.MULTILINE):
+            found.blocks.append(Block(lines[0][:2], *(tuple(line[2:] for line in half.splitlines()) for half in group)))
+        for mark, urgent in (("* ", False), ("! ", True)):
+            if general := [line[2:] for line in lines if line.startswith(mark)]:
+                found.general[lines[0], urgent] = general
+    return found
 
 
 def pair(ask: str, block: Block, slots: dict[str, list[str]], dice: random.Random) -> tuple[str, str]:
