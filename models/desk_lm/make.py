@@ -1,9 +1,9 @@
-"""Make the embedded language model, `desk-lm`, or its larger teacher: corpus, tokenizer, random weights, two runs of our own loop, export.
+"""Make the embedded language model, `desk-lm`, or its larger teacher: corpus, tokenizer, random weights, three runs of our own loop, export.
 
     TUNESMITH_DATA=... python models/desk_lm/make.py WORK [--teacher] [--ship]
 
 WORK holds everything that is made, and what is there already is not made again: an interrupted training continues. `--ship` writes the
-model into the package. The recipes, `read.yaml` and `answer.yaml`, name their files from within WORK.
+model into the package. The recipes, `read.yaml`, `answer.yaml` and `reply.yaml`, name their files from within WORK.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tunesmith.data import desk
 from tunesmith.progress import Reporter
 from tunesmith.recipe import read_recipe
 from tunesmith.train import run
-from wording import read, served, varied, worded
+from wording import hasty, read, repeated, served, varied, worded
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = Path(desk.__file__).parent
@@ -48,19 +48,23 @@ Chat = dict[str, list[dict[str, str]]]
 
 @dataclass(frozen=True)
 class Size:
-    """width of a token's state, blocks, inner width of a feed-forward, heads and key heads; steps of the two runs and their peak rates."""
+    """width of a token's state, blocks, inner width of a feed-forward, heads and key heads; steps of the three runs and their peak rates."""
 
     width: int
     blocks: int
     inner: int
     heads: int
     keys: int
-    steps: tuple[int, int]
-    rates: tuple[float, float]
+    steps: tuple[int, int, int]
+    rates: tuple[float, float, float]
 
 
-SIZES = {"desk-lm": Size(256, 5, 512, 4, 2, (1500, 2600), (3e-3, 2e-3)), "desk-lm-teacher": Size(512, 7, 1024, 8, 4, (1000, 1000), (1.5e-3, 6e-4))}
+SIZES = {
+    "desk-lm": Size(256, 5, 512, 4, 2, (1500, 2600, 1000), (3e-3, 2e-3, 1e-3)),
+    "desk-lm-teacher": Size(512, 7, 1024, 8, 4, (1500, 2600, 1000), (1.5e-3, 1e-3, 5e-4)),
+}
 VOCABULARY = 6144
+STAGES = ("read", "answer", "reply")
 
 
 def main() -> None:
@@ -68,7 +72,7 @@ def main() -> None:
     args.add_argument("work", type=Path)
     args.add_argument("--teacher", action="store_true")
     args.add_argument("--ship", action="store_true")
-    args.add_argument("--only", choices=("corpus", "read"), help="stop after this")
+    args.add_argument("--corpus", action="store_true", help="only make the corpus, the tokenizer and the random weights")
     args.add_argument("--threads", type=int, default=1)
     options = args.parse_args()
     data = Path(os.environ["TUNESMITH_DATA"]).resolve()
@@ -76,15 +80,15 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     os.chdir(options.work)
     made = corpus(data)
-    for stage in ("read", "answer"):
+    for stage in STAGES:
         written(f"{stage}.jsonl", made[stage])
     if not Path("tokenizer").exists():
         tokenizer(made["text"]).save_pretrained("tokenizer")
     start(name, Path(f"{name}-start"))
-    if options.only != "corpus":
-        train(name, options.threads, ("read",) if options.only == "read" else ("read", "answer"))
+    if not options.corpus:
+        train(name, options.threads)
     if options.ship:
-        ship(Path(f"{name}-answer-model"), PACKAGE / "desk_lm")
+        ship(Path(f"{name}-{STAGES[-1]}-model"), PACKAGE / "desk_lm")
 
 
 # ------------------------------------------------------------------------------------------------ corpus
@@ -102,11 +106,13 @@ def corpus(data: Path) -> dict[str, list[Chat]]:
     wording = read(HERE / "wording.txt")
     own = [chat(*pair) for pair in worded(wording, dice, 60)] + [chat(*served(row, wording, dice)) for row in rows for _ in range(12)]
     answering = own + dice.sample(messages, 6 * len(rows)) + dice.sample(sentences, 6000) + dice.sample(stories, 1500)
+    replying = [chat(*hasty(served(row, wording, dice), dice)) for row in rows for _ in range(10)] + [chat(*pair) for pair in worded(wording, dice, 25)]
+    replying += [chat(*repeated(wording, dice)) for _ in range(3000)] + dice.sample(messages, 2 * len(rows)) + dice.sample(sentences, 1500)
     unseen = {text.strip() for split in ("dev", "test") for row in desk.records(split) for text in (row.text, row.reply)}
-    seen = {turn["content"].strip() for row in text + answering for turn in row["messages"]}
+    seen = {turn["content"].strip() for row in text + answering + replying for turn in row["messages"]}
     if seen & unseen:
         raise SystemExit(f"rows to judge by stand in the corpus: {sorted(seen & unseen)[:3]}")
-    return {"read": reading, "answer": answering, "text": text}
+    return {"read": reading, "answer": answering, "reply": replying, "text": text}
 
 
 def chat(asked: str, answer: str) -> Chat:
@@ -173,10 +179,10 @@ def start(name: str, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ training
 
 
-def train(name: str, threads: int, stages: Sequence[str]) -> None:
+def train(name: str, threads: int) -> None:
     """Each stage by its recipe, from what the one before exported; prints what the desk's dev rows say before and after."""
     model, size = f"{name}-start", SIZES[name]
-    for stage, steps, rate in zip(stages, size.steps, size.rates):
+    for stage, steps, rate in zip(STAGES, size.steps, size.rates, strict=True):
         given = [f"model={model}", f"budget.steps={steps}", f"update.rate={rate}", f"out={name}-{stage}", f"threads={threads}"]
         record = run(read_recipe(HERE / f"{stage}.yaml", given), Reporter()).record
         kept = ("before", "after", "train_seconds", "real_tokens_per_second", "total_parameters")

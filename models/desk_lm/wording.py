@@ -16,6 +16,20 @@ BRANDS = {
 }
 GREETINGS = {"en": ("Hi, ", "Hello, ", "Good morning. ", "Dear team, "), "zh": ("你好，", "您好，", "客服你好，", "老板，")}
 THANKS = {"en": (" Thanks!", " Thank you.", " Many thanks", " Cheers"), "zh": ("谢谢", "谢谢！", "麻烦了", "拜托了")}
+ECHOES = {
+    "en": (
+        ("{order}", "{order}"),
+        ("My order is {order}.", "{order} is noted."),
+        ("order no {order}, the {noun}", "Your {noun}, {order}."),
+        ("{name}, {order}", "{order}, {name}."),
+    ),
+    "zh": (
+        ("{order}", "{order}"),
+        ("单号{order}", "{order}，已经记下。"),
+        ("{order}，{noun}", "{order}的{noun}。"),
+        ("我是{name}，单号{order}", "{name}，{order}。"),
+    ),
+}
 FROM_CUSTOMER = ("order", "noun", "part", "when", "name")  # a reply may state a price, a brand or a day of its own, but none of these
 CHOICE = re.compile(r"\(([^()|]*(?:\|[^()|]*)+)\)")
 TITLE = re.compile(r"(en|zh) \w+")
@@ -39,6 +53,23 @@ def varied(record: Record, dice: random.Random) -> tuple[str, str]:
         elif span.label == "product" and (brand := next((b for b in BRANDS[record.lang] if b in said), None)):
             text, reply = replaced(brand, dice.choice(BRANDS[record.lang]), text, reply)
     return text, reply
+
+
+def hasty(pair: tuple[str, str], dice: random.Random) -> tuple[str, str]:
+    """Half of the messages lose about every eighth word or character that the reply does not repeat, so that no single one decides."""
+    text, reply = pair
+    if dice.random() < 0.5:
+        pieces = re.findall(r"[A-Za-z'’]+ ?|[^A-Za-z]", text)
+        text = "".join(piece for piece in pieces if dice.random() > 0.12 or piece.isdigit() or piece.strip() in reply)
+    return text.strip() or pair[0], reply
+
+
+def repeated(wording: Wording, dice: random.Random) -> tuple[str, str]:
+    """A message that is little more than an order number, and a reply that says it again: what it takes to copy one, pure."""
+    lang = dice.choice(("en", "zh"))
+    asked, answer = dice.choice(ECHOES[lang])
+    told: dict[str, str] = {}
+    return filled(asked, wording.slots[lang], told, dice), filled(answer, wording.slots[lang], told, dice)
 
 
 def replaced(old: str, new: str, *texts: str) -> tuple[str, ...]:
