@@ -197,10 +197,13 @@ def ship(model: Path, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     state = {key: value.to(torch.bfloat16).contiguous() for key, value in load_file(model / "model.safetensors").items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+    (folder / "model.safetensors").chmod(0o644)
+    for file in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         shutil.copyfile(model / file, folder / file)
     config = json.loads((model / "config.json").read_text()) | {"dtype": "bfloat16"}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    reader = json.loads((model / "tokenizer_config.json").read_text())
+    for file, values in (("config.json", config), ("tokenizer_config.json", {k: v for k, v in reader.items() if "local" not in k})):
+        (folder / file).write_text(json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ EMBEDDED = {
     "desk-lm": Embedded(
         "tunesmith.data",
         "desk_lm",
-        "0" * 64,
+        "4c9a71bc47be5761870a977917e78e49c758d88102efc1bab1362d8065e6b5a9",
         "pip install --force-reinstall tunesmith",
     ),
 }
