@@ -30,7 +30,8 @@ Share = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True)
 class Model:
-    """name: hub id, folder or `minilm`; bits: 4 or 8 for a quantised base; blocks: those that are kept, in order, for a student with dropped layers."""
+    """name: hub id, folder, `minilm` or `desk-lm`; bits: 4 or 8 for a quantised base; blocks: those that are kept, in order, for a student with
+    dropped layers."""
 
     name: str
     revision: str | None = None

@@ -13,7 +13,7 @@ from .sources.text.records import Records
 from .sources.text.task import kind_of
 
 ORDER = ("tag", "generate", "score", "classify", "embed", "generate")  # the most particular first; generate again, for tables without names
-MODELS = {"classify": "minilm", "tag": "minilm", "score": "minilm", "generate": "Qwen/Qwen3-0.6B", "embed": "minilm"}
+MODELS = {"classify": "minilm", "tag": "minilm", "score": "minilm", "generate": "desk-lm", "embed": "minilm"}
 LEARN = {  # by kind of rows, where they are no labels
     "preferred": "objective: prefer          # dpo by default; {kind: prefer, loss: ipo | orpo | simpo | kto}\n",
     "judged": "objective: prefer          # kto: answers that were judged one by one\n",
@@ -22,7 +22,7 @@ LEARN = {  # by kind of rows, where they are no labels
 TEMPLATE = """\
 # {file}: {name}, {rows} rows
 {shown}
-model: {model}            # hub id, folder, or `minilm`, which is embedded
+model: {model}            # hub id, folder, or `minilm` or `desk-lm`, which are embedded
 task: {task}              # classify | tag | score | generate | embed
 data:
   train: {file}
