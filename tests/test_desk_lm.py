@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunesmith import artifact, data
+from tunesmith import data, predicting
 from tunesmith.data.desk import records
 from tunesmith.errors import Refusal
 from tunesmith.networks.decode import Sampling
@@ -80,7 +80,7 @@ def test_what_was_asked_begins_the_whole_dialogue(tokenizer):
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_it_answers_messages_that_it_never_saw(net, tokenizer, lang):
     rows = [row for row in records("dev") if row.lang == lang][:6]
-    answers = artifact.write(net, Reader(tokenizer, 512), [(Turn("user", row.text, False),) for row in rows], Sampling(96))
+    answers = predicting.write(net, Reader(tokenizer, 512), [(Turn("user", row.text, False),) for row in rows], Sampling(96))
     for answer in answers:
         assert len(answer) >= 6
         assert len(tokenizer(answer)["input_ids"]) < 95  # it came to an end of its own

@@ -16,20 +16,22 @@ from .sources.table import Table
 from .sources.witness import Witness
 
 if TYPE_CHECKING:
-    from .job import Rows, Setting
+    from .job import Setting
+
+Asked = Table | Features | Witness
 
 
-def reference(source: Rows, setting: Setting) -> Witness:
+def reference(source: Asked, setting: Setting) -> Witness:
     """reference (B,): log-probability of each answer under the base, which is the network with its delta absent: no second model in memory."""
     return asked_of_base(source, setting, "reference", answer_logp)
 
 
-def other_reference(source: Rows, setting: Setting) -> Witness:
+def other_reference(source: Asked, setting: Setting) -> Witness:
     """other_reference (B,): the same of the answer to another prompt."""
     return asked_of_base(source, setting, "other_reference", other_logp)
 
 
-def asked_of_base(source: Rows, setting: Setting, column: str, ask: Callable[[Network, Batch], Tensor]) -> Witness:
+def asked_of_base(source: Asked, setting: Setting, column: str, ask: Callable[[Network, Batch], Tensor]) -> Witness:
     """Once a row, at rest, with the policy's own kernel and dtype: before the first step of a neutral method the two say the same to the bit."""
 
     def asked(net: Network, batch: Batch) -> Tensor:
@@ -39,16 +41,16 @@ def asked_of_base(source: Rows, setting: Setting, column: str, ask: Callable[[Ne
     return Witness(source, column, asked, told=setting.told("reference, once"))
 
 
-def others(source: Rows, setting: Setting) -> Rows:
+def others(source: Asked, setting: Setting) -> Asked:
     """other, other_label (Ragged), for decoders other_at: each row's prompt with the answer to another one."""
     return widened(source, elsewhere(table_of(source).columns))
 
 
-def table_of(source: Rows) -> Table:
+def table_of(source: Asked) -> Table:
     return source if isinstance(source, Table) else source.table
 
 
-def widened(source: Rows, columns: Mapping[str, Ragged]) -> Rows:
+def widened(source: Asked, columns: Mapping[str, Ragged]) -> Asked:
     """The source with more columns in its table."""
     if isinstance(source, Table):
         return replace(source, columns={**source.columns, **columns})

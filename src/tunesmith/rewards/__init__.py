@@ -43,7 +43,7 @@ def reward(given: str | Mapping[str, Any] | Sequence[Any], warn: Callable[[str],
     entries: Sequence[Any] = given if isinstance(given, list | tuple) else [{"reward": given}]
     parts = []
     for entry in entries:
-        entry = entry if isinstance(entry, Mapping) and "reward" in entry else {"reward": entry}
+        entry: Mapping[str, Any] = entry if isinstance(entry, Mapping) and "reward" in entry else {"reward": entry}
         if odd := set(entry) - {"reward", "weight"}:
             raise Refusal(f"unknown key `{sorted(odd)[0]}`", where="objective.reward", fix="{reward: ..., weight: ...}")
         parts.append((label(entry["reward"]), float(entry.get("weight", 1.0)), part(entry["reward"], warn, load)))
