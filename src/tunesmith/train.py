@@ -30,8 +30,11 @@ from .listeners import Clock, Evaluate, Journal, Show, Signals, Skip
 from .progress import Reporter
 from .recipe import Recipe
 from .shared import Shared, head_spec
-from .sources.table import Table
+from .sources.answers import Answers
+from .sources.features import Features
+from .sources.witness import Witness
 from .teaching.report import deployment
+from .teaching.written import Written
 
 SHOWN = 400  # characters of a row in predictions.jsonl
 
@@ -196,8 +199,8 @@ def guarded(job: Job, saving: Checkpoints) -> None:
 def warm(job: Job) -> None:
     """States of the frozen trunk are computed before the clock starts to count steps."""
     source = job.run.stream[0].train
-    if not isinstance(source, Table):
-        source.fill(job.net)  # type: ignore[attr-defined]
+    if isinstance(source, Features | Witness | Answers | Written):
+        source.fill(job.net)
 
 
 def every(given: int | str, period: int) -> int:
