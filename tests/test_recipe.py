@@ -47,7 +47,7 @@ BAD = [  # text or override, words that must be said
     ("dtype: fp16", ["dtype", "bf16"]),
     ("task: clasify", ["task", "classify"]),
     ("head: {pool: max}", ["head.pool", "mean"]),
-    ("objective: distill", ["objective", "supervised"]),
+    ("objective: distill", ["objective", "distil"]),
     ("stream: mix", ["stream", "single"]),
     ("data: {train: desk}\nevaluate: {patience: 2}", ["evaluate.patience", "data.eval"]),
     ("task: generate\nhead: {kind: mlp}", ["head", "vocabulary"]),

@@ -238,7 +238,8 @@ def predict(
     if rows and asked:
         asked = [unanswered(a) for a in asked]
         for a, record in zip(asked, predictions(folder, asked, max_new_tokens, temperature), strict=True):
-            print(globals()["json"].dumps(as_row(a, record), ensure_ascii=False))
+            if record.get("text") != "":  # an answer that is none teaches nothing
+                print(globals()["json"].dumps(as_row(a, record), ensure_ascii=False))
         return
     if not asked:
         chat(folder, max_new_tokens, temperature)
