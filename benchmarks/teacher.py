@@ -4,7 +4,7 @@
 
 Prints the ratio of processor seconds of one thread, which others disturb little, for both: loading the teacher, asking it, and all epochs. The student is MiniLM with two of its six blocks; the teachers are MiniLM
 whole (small for a teacher: 3 times the student's blocks) and a BERT of base size with random weights (19 times their products), which takes as long as a
-trained one. What the step costs beside the teacher bounds the ratio by the number of epochs.
+trained one. The ratio would be the number of epochs if the student cost nothing; asked once, rows of like length come together, so less is padded too.
 """
 
 from __future__ import annotations

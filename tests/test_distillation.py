@@ -382,7 +382,8 @@ def test_what_a_teacher_writes_is_a_file_to_learn_from(decoder, encoder, tmp_pat
     done = CliRunner().invoke(app, ["predict", str(decoder / "teacher-generate"), "--file", str(prompts), "--rows", "--max-new-tokens", "4"])
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     tuned = load(decoder / "teacher-generate")
-    assert len(rows) == 12 and rows[0] == {"prompt": rows[0]["prompt"], "completion": tuned.predict([rows[0]["prompt"]])[0]["text"]}
+    assert 6 < len(rows) <= 12 and all(row["completion"] for row in rows)
+    assert rows[0] == {"prompt": rows[0]["prompt"], "completion": tuned.predict([rows[0]["prompt"]])[0]["text"]}
     (tmp_path / "taught.jsonl").write_text(done.stdout)
     made = shop.recipe(decoder, "generate", "lora", out=str(tmp_path / "run"), **STEPS)
     made["data"] = {"train": str(tmp_path / "taught.jsonl"), "eval": made["data"]["eval"]}

@@ -57,7 +57,8 @@ def learnable(folder: Path, asked: Sequence[Any], max_new_tokens: int, temperatu
     """Rows to learn from: what was asked, without the answer that the file gives, and what the run said."""
     asked = [unanswered(a) for a in asked]
     for a, record in zip(asked, predictions(folder, asked, max_new_tokens, temperature), strict=True):
-        yield as_row(a, record)
+        if record.get("text") != "":  # an answer that is none teaches nothing
+            yield as_row(a, record)
 
 
 def as_row(asked: Any, said: dict[str, Any]) -> dict[str, Any]:
