@@ -44,7 +44,7 @@ def recipe(model: str, loss: str, train: str, out: Path, rate: float | None) -> 
     reward = loss == "reward"
     return {
         "model": "minilm" if reward else model, "task": "score" if reward else "generate", "data": {"train": train, "eval": "desk/prefer"},
-        "objective": {"kind": "prefer", "loss": loss}, "method": "lora", "budget": {"epochs": 4 if reward else 1},
+        "objective": {"kind": "prefer", "loss": loss}, "method": "lora", "budget": {"epochs": 1},
         "update": {"batch": 16, **({"rate": rate} if rate and not reward else {})}, "checkpoint": {"every": 100_000},
         "evaluate": {"every": 100_000, "best": False, "samples": 0}, "out": str(out),
     }  # fmt: skip
