@@ -4,6 +4,7 @@ same bits, every method learns by them or is refused before a weight is loaded, 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -111,6 +112,7 @@ def test_it_is_one_in_every_family(name: str) -> None:
         ]
     batch = next(source.batches(net))
     net.train()
+    assert source.plan.steps > 1
     logp = torch.cat([objective.read(net, piece)["logp"].detach() for piece in pieces(batch, 30)])
     if name == "t5":  # whose attention takes another kernel where there is no graph
         torch.testing.assert_close(logp, batch["old"], atol=1e-6, rtol=1e-6)
@@ -159,6 +161,23 @@ def test_a_rollout_is_passed_over_in_whole_epochs_with_new_orders() -> None:
     assert epochs[0] == epochs[1] == epochs[2] != epochs[3]
     assert ids(batches[0]) != ids(batches[2])
     assert [b.said["reward"] for b in batches[:6]] == [batches[0].said["reward"]] * 6
+
+
+def test_a_rollout_of_one_step_needs_no_second_reading() -> None:
+    """Its ratio is 1 by name. The gradient is that with the column read again, to the bit; with a second step there is a column."""
+    net, delta, objective = tuned("llama", "full", "grpo", group=4, estimate="k2")
+    source = source_of(objective, delta.absent)
+    assert source.plan.steps == 2 and "old" in next(source.batches(net))
+    one = source_of(objective, delta.absent)
+    one.plan = replace(one.plan, batch=16)
+    batch = next(one.batches(net))
+    assert "old" not in batch and batch.said["kl"] == pytest.approx(0, abs=1e-3)
+    found = []
+    for b in (batch, batch.plus(old=Ragged(objective.read(net, batch)["logp"].detach(), batch.ragged("label").lengths))):
+        net.zero_grad()
+        torch.stack(list(objective(net, b).values())).sum().backward()
+        found.append({n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None})
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0]) and any(g.any() for g in found[0].values())
 
 
 def test_prompts_are_asked_in_the_order_of_the_epochs() -> None:
@@ -229,7 +248,7 @@ def test_every_method_is_reinforced(work, method, algorithm, tmp_path):
     for key in ("reward", "kl", "entropy", "distinct_2", "length", "truncated"):
         assert all(key in line for line in record) and key in result["before"] and key in result["after"] and key in result["last_step"], key
     assert record[0]["kl"] == pytest.approx(0.0, abs=1e-4) or method in ("prompt", "prefix")
-    assert result["metric"] == "reward" and all(line["mismatch"] < 1e-4 for line in record)
+    assert result["metric"] == "reward" and all(line["mismatch"] < 1e-4 for line in record)  # two epochs, so it was read again
     critic = result.folder / "artifact" / "objective.safetensors"
     assert critic.exists() == (algorithm == "ppo")
     if algorithm == "ppo":

@@ -48,8 +48,8 @@ def free_cell(seen: str, dice: random.Random) -> str:
 
 GAMES = {
     "frozenlake": Game("frozenlake", one_of("left", "down", "right", "up"), 0.9, batch=96, steps=280, rate=2e-3, plays=200, taught=100),
-    "tictactoe": Game("tictactoe", free_cell, 0.9, turns=5, steps=800, batch=256),
-    "tictactoe-perfect": Game({"kind": "tictactoe", "opponent": "perfect"}, free_cell, 0.9, turns=5, steps=800, batch=256),
+    "tictactoe": Game("tictactoe", free_cell, 0.9, turns=5, steps=640, batch=128, rate=2e-3),
+    "tictactoe-perfect": Game({"kind": "tictactoe", "opponent": "perfect"}, free_cell, 0.9, turns=5, steps=640, batch=128, rate=2e-3),
 }
 
 

@@ -67,7 +67,8 @@ def words(args: argparse.Namespace) -> list[dict]:
     for method in ("lora", "full"):
         for algorithm, options in ALGORITHMS.items():
             for reward in ("joy", *(("chance",) if method == "full" else ())):
-                rows.append(word_run(args, work, method, algorithm, options, reward))
+                if not args.only or f"{algorithm}-{method}-{reward}" in args.only.split(","):
+                    rows.append(word_run(args, work, method, algorithm, options, reward))
     return rows
 
 
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--work", default="runs/proofs-reinforce")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="of `games`: names, comma between")
+    parser.add_argument("--only", default="", help="some of them, comma between: grpo-lora-joy, ppo-full-chance ... or the games' names")
     args = parser.parse_args()
     Path(args.work).mkdir(parents=True, exist_ok=True)
     rows = {"words": words, "games": games}[args.what](args)

@@ -24,6 +24,8 @@ Weight = Annotated[float, Ge(0)]
 class Reinforce(Objective):
     """Raises the probability of tokens by their advantage, as far as the clipped ratio lets it (Schulman et al. 2017, equation 7).
 
+    Batches of a rollout that one step uses up have no column `old`: it is the policy that learns.
+
     algorithm    a row of ALGORITHMS: the defaults of baseline, ratio, mean, low, high, scale, whiten, kl, beta, group, epochs, minibatches, truncated
     reward       a row of REWARDS, `file.py:function`, the folder of a run, or a list of {reward, weight} (rewards.py)
     environment  instead: what the policy talks or plays with (environments/)
@@ -139,7 +141,7 @@ class Reinforce(Objective):
         owner = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths, output_size=len(signals["logp"]))
         kept = batch["weight"][owner]
         weight = kept * MEANS[self.row.mean](lengths, self.length * self.turns_counted)[owner]
-        log = signals["logp"] - batch["old"]
+        log = signals["logp"] - (batch["old"] if "old" in batch else signals["logp"].detach())
         ratio, advantage = RATIOS[self.row.ratio](log, owner, lengths).exp(), batch["advantage"]
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - self.row.low, 1 + self.row.high) * advantage)
         if math.isfinite(self.dual):

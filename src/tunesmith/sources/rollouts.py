@@ -64,6 +64,12 @@ class Plan:
     diverse: bool = True  # say so where answers become all the same; an agent that plays well always does the same
 
     @property
+    def fresh(self) -> bool:
+        """One step a rollout: the policy that learns is the one that wrote, so its ratio is 1 whatever was drawn, and nobody need read it again.
+        With the KL in the rewards it is read all the same, by the kernel that reads the reference."""
+        return self.steps == 1 and not self.in_reward
+
+    @property
     def samples(self) -> int:
         return self.prompts * self.group
 
@@ -161,24 +167,28 @@ class Rollouts:
         counted = scored & torch.tensor([p.ended or self.plan.keep_cut for p in played])
         scores = Ragged(raw.values.nan_to_num(0.0), raw.lengths)
         scores.values[scores.starts() + torch.tensor(scores.lengths) - 1] -= self.plan.penalty * torch.tensor([float(not p.ended) for p in played])
-        seen = self.seen(net, batch, order(batch))
+        drawn = ragged([p.drawn for p in played], torch.float32)
+        fresh = group == self.plan.group and self.plan.fresh and bool(drawn.values.isfinite().all())
+        seen = self.seen(net, batch, order(batch), again=not fresh)
         net.train(was)
-        rewards = token_rewards(scores, seen["old"].values, seen["reference"].values, self.beta if self.plan.in_reward else 0.0)
+        logp = seen.get("old", drawn)
+        rewards = token_rewards(scores, logp.values, seen["reference"].values, self.beta if self.plan.in_reward else 0.0)
         advantage, returns = self.estimator(rewards, seen.get("value"), group, counted.float())
-        said = self.said(played, total[scored], seen["old"], seen["reference"])
+        said = self.said(played, total[scored], logp, seen["reference"])
         columns = {**seen, "advantage": advantage, "return": returns, "weight": counted.float(), "beta": torch.full((len(played),), self.beta)}
         columns["row"] = torch.tensor(rows).repeat_interleave(group)
         return Batch({**batch.columns, **columns}, batch.task, said), played
 
-    def seen(self, net: Network, batch: Batch, minibatches: Sequence[Sequence[int]]) -> dict[str, Ragged]:
-        """old and reference (and value, with a critic) by token: read in the very pieces in which the update's first pass reads them."""
+    def seen(self, net: Network, batch: Batch, minibatches: Sequence[Sequence[int]], again: bool) -> dict[str, Ragged]:
+        """reference and, where the policy is asked again, old (and value, with a critic) by token: read in the very pieces in which the update's first pass
+        reads them."""
         found: dict[str, dict[int, Tensor]] = {"old": {}, "reference": {}, "value": {}}
         for rows in minibatches[: -(-len(batch) // len(minibatches[0]))]:
             for piece in self.cut(batch.pick(rows).plus(place=torch.tensor(rows)).to(self.table.device)):
-                own = self.look(net, piece)
+                own = self.look(net, piece) if again else {}
                 with self.base():
-                    base = self.look(net, piece)
-                columns = {"old": own["logp"], "reference": base["logp"], **({"value": own["value"]} if "value" in own else {})}
+                    columns = {"reference": self.look(net, piece)["logp"]}
+                columns |= {name: own[key] for name, key in (("old", "logp"), ("value", "value")) if key in own}
                 for name, values in columns.items():
                     found[name] |= zip(piece["place"].tolist(), values.float().cpu().split(list(piece.ragged("label").lengths)), strict=True)
         return {name: rows_of([rows[i] for i in range(len(batch))]) for name, rows in found.items() if rows}
@@ -198,7 +208,7 @@ class Rollouts:
             "distinct_2": len(set(pairs)) / max(1, len(pairs)),
             "length": sum(map(len, labels)) / len(played),
             "truncated": sum(not p.ended for p in played) / len(played),
-            **({"mismatch": float((drawn - old.values).abs().mean())} if drawn.isfinite().all() else {}),
+            **({"mismatch": float((drawn - old.values).abs().mean())} if drawn.isfinite().all() and not torch.equal(drawn, old.values) else {}),
             **({"beta": self.beta} if self.plan.target is not None else {}),
         }
 

@@ -1,0 +1,135 @@
+"""GRPO side by side with trl: the same model, prompts, group, lengths, steps and reward; completions trained a second, turn by turn.
+
+    python benchmarks/peers_grpo.py --model stories260k                        LoRA and full, three turns
+    python benchmarks/peers_grpo.py --clock cpu --threads 1                    the processor's seconds, where the machine is not quiet
+
+Each measurement is a process of its own; the first two steps are left out. Both sides: 64 completions a step, 8 a prompt, 48 tokens, temperature 1 with
+the whole vocabulary, beta 0.04, fp32, AdamW, one update a rollout, no evaluation, no logging. Needs `trl` (and `peft` for its LoRA).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+WARM = 2
+WHO = ("girl", "boy", "dog", "cat", "bird", "man", "fish", "frog")
+WHERE = ("lived in a big house", "went to the park", "found a box", "lost a toy")
+PROMPTS = [f"Once upon a time, there was a little {who} who {where}." for who in WHO for where in WHERE]
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def worth(completion: str) -> float:
+    return float("happy" in completion or "smile" in completion)
+
+
+def ours(spec: dict, work: Path) -> list[float]:
+    """When each step ended."""
+    from tunesmith.core import Listener
+    from tunesmith.progress import Reporter
+    from tunesmith.recipe import recipe
+    from tunesmith.train import Company, run
+
+    (work / "rewards.py").write_text("def worth(sample): return float('happy' in sample.completion or 'smile' in sample.completion)\n")
+    (work / "rows.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in PROMPTS))
+    ends: list[float] = []
+
+    class Clock(Listener):
+        def step(self, run, record) -> None:
+            ends.append(CLOCKS[spec["clock"]]())
+
+    made = {
+        "model": spec["model"], "task": "generate", "data": str(work / "rows.jsonl"), "method": spec["method"],
+        "objective": {"kind": "reinforce", "algorithm": "grpo", "reward": f"{work}/rewards.py:worth", "length": spec["length"], "group": 8, "beta": 0.04},
+        "update": {"batch": spec["batch"], "rate": 1e-5}, "budget": {"steps": spec["steps"]}, "checkpoint": {"every": 10_000}, "out": str(work / "run"),
+        "dtype": "fp32", "kernel": "matmul", "threads": spec["threads"],
+    }  # fmt: skip
+    run(recipe(made), Reporter(quiet=True), company=Company(listeners=[Clock()]))
+    return ends
+
+
+def theirs(spec: dict, work: Path) -> list[float]:
+    import trl
+    from datasets import Dataset
+    from transformers import AutoTokenizer, TrainerCallback
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **_) -> None:
+            ends.append(CLOCKS[spec["clock"]]())
+
+    tokenizer = AutoTokenizer.from_pretrained(spec["model"])
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    peft = None
+    if spec["method"] == "lora":
+        from peft import LoraConfig
+
+        peft = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    args = trl.GRPOConfig(
+        output_dir=str(work), per_device_train_batch_size=spec["batch"], num_generations=8, max_completion_length=spec["length"], beta=0.04, loss_type="grpo",
+        learning_rate=1e-5, max_steps=spec["steps"], temperature=1.0, top_p=1.0, top_k=0, bf16=False, use_cpu=True, report_to=[], save_strategy="no",
+        logging_steps=10_000, disable_tqdm=True, gradient_checkpointing=False,
+    )  # fmt: skip
+    reward = lambda completions, **_: [worth(c) for c in completions]
+    data = Dataset.from_list([{"prompt": p} for p in PROMPTS])
+    trainer = trl.GRPOTrainer(
+        model=spec["model"], reward_funcs=reward, args=args, train_dataset=data, processing_class=tokenizer, peft_config=peft, callbacks=[Clock()]
+    )
+    trainer.train()
+    return ends
+
+
+def measured(spec: dict) -> float:
+    """Completions trained a second, of one side in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "--side", json.dumps(spec)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def side(spec: dict) -> float:
+    torch.set_num_threads(spec["threads"])
+    with tempfile.TemporaryDirectory() as work:
+        ends = {"ours": ours, "trl": theirs}[spec["side"]](spec, Path(work))
+    return spec["batch"] * (len(ends) - WARM) / (ends[-1] - ends[WARM - 1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="desk-lm")
+    parser.add_argument("--methods", default="lora,full")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--length", type=int, default=48)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        print(side(json.loads(args.side)))
+        return
+    print("| method | ours, completions / s | trl | ratio (median, min-max) |\n|---|---|---|---|")
+    for method in args.methods.split(","):
+        found: dict[str, list[float]] = {"ours": [], "trl": []}
+        for _ in range(args.turns):
+            for name in found:
+                spec = {k: getattr(args, k) for k in ("model", "steps", "batch", "length", "threads", "clock")}
+                found[name].append(measured({**spec, "side": name, "method": method}))
+        ratios = [a / b for a, b in zip(found["ours"], found["trl"], strict=True)]
+        mid = statistics.median
+        print(f"| {method} | {mid(found['ours']):.1f} | {mid(found['trl']):.1f} | {mid(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
