@@ -41,3 +41,9 @@ def test_the_recipe_reads(tmp_path, monkeypatch):
     assert "rows.jsonl" in text
     with pytest.raises(Refusal):
         init("rows.jsonl", Path("recipe.yaml"), None, False)
+
+
+def test_what_writes_starts_from_the_embedded_language_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    init(str(shop.rows(Path("rows.jsonl"), "generate")), Path("recipe.yaml"), None, False)
+    assert read_recipe("recipe.yaml").model.name == "desk-lm"

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from .dataset import Dataset
+from .networks.embedded import published
 from .recipe import Recipe
 
 PIPELINES = {"classify": "text-classification", "tag": "token-classification", "score": "text-classification", "generate": "text-generation"}
@@ -17,7 +18,7 @@ def card(recipe: Recipe, data: Dataset, record: Mapping[str, Any]) -> str:
     """Markdown with the metadata block that the Hub reads."""
     metric, before, after = record["metric"], record["before"], record["after"]
     meta = {
-        "base_model": data.source.path if data.source.name != "minilm" else "sentence-transformers/all-MiniLM-L6-v2",
+        "base_model": published(data.source),
         "library_name": "tunesmith",
         "pipeline_tag": PIPELINES[recipe.task],
         "tags": ["tunesmith", recipe.method["kind"]],

@@ -160,7 +160,7 @@ def compare(
 def recommend(
     context: typer.Context,
     target: Annotated[str, typer.Argument(help="A recipe, or a data file. Then any number of key=value to override.")],
-    model: Annotated[str | None, typer.Option(help="For a data file: hub id, folder or minilm.")] = None,
+    model: Annotated[str | None, typer.Option(help="For a data file: hub id, folder, minilm or desk-lm.")] = None,
     task: Annotated[str | None, typer.Option(help="For a data file: classify, tag, score or generate; by default what the columns say.")] = None,
     memory: Annotated[str | None, typer.Option(help="That a run may take, such as 8G; by default what is free.")] = None,
     tasks: Annotated[int, typer.Option(min=1, help="How many tasks are to be served from one base.")] = 1,
@@ -183,7 +183,7 @@ def recommend(
 @app.command(help="What one row of the guide does to a model: drawn, counted, measured, sourced. Loads no weights.")
 def explain(
     name: Annotated[str, typer.Argument(help="A method, an objective or a stream.")],
-    model: Annotated[str, typer.Option(help="Hub id, folder or minilm.")] = "minilm",
+    model: Annotated[str, typer.Option(help="Hub id, folder, minilm or desk-lm.")] = "minilm",
     option: Annotated[list[str] | None, typer.Option(help="Of the method: rank=32. Repeatable.")] = None,
     task: Annotated[str | None, typer.Option(help="classify or generate; by default what the model is for.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Write the drawing to this file.")] = None,

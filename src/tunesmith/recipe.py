@@ -29,7 +29,7 @@ Share = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True)
 class Model:
-    """name: hub id, folder or `minilm`; bits: 4 or 8 for a quantised base."""
+    """name: hub id, folder, `minilm` or `desk-lm`; bits: 4 or 8 for a quantised base."""
 
     name: str
     revision: str | None = None

