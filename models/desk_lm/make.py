@@ -27,7 +27,7 @@ from tunesmith.data import desk
 from tunesmith.progress import Reporter
 from tunesmith.recipe import read_recipe
 from tunesmith.train import run
-from wording import hasty, read, repeated, served, varied, worded
+from wording import hasty, read, served, spared, varied, worded
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = Path(desk.__file__).parent
@@ -60,8 +60,8 @@ class Size:
 
 
 SIZES = {
-    "desk-lm": Size(256, 5, 512, 4, 2, (1500, 2600, 1000), (3e-3, 2e-3, 1e-3)),
-    "desk-lm-teacher": Size(512, 7, 1024, 8, 4, (1500, 2600, 1000), (1.5e-3, 1e-3, 5e-4)),
+    "desk-lm": Size(256, 5, 512, 4, 2, (1500, 2600, 600), (3e-3, 2e-3, 1e-3)),
+    "desk-lm-teacher": Size(512, 7, 1024, 8, 4, (1500, 2600, 600), (1.5e-3, 1e-3, 5e-4)),
 }
 VOCABULARY = 6144
 STAGES = ("read", "answer", "reply")
@@ -106,8 +106,9 @@ def corpus(data: Path) -> dict[str, list[Chat]]:
     wording = read(HERE / "wording.txt")
     own = [chat(*pair) for pair in worded(wording, dice, 60)] + [chat(*served(row, wording, dice)) for row in rows for _ in range(12)]
     answering = own + dice.sample(messages, 6 * len(rows)) + dice.sample(sentences, 6000) + dice.sample(stories, 1500)
-    replying = [chat(*hasty(served(row, wording, dice), dice)) for row in rows for _ in range(10)] + [chat(*pair) for pair in worded(wording, dice, 25)]
-    replying += [chat(*repeated(wording, dice)) for _ in range(3000)] + dice.sample(messages, 2 * len(rows)) + dice.sample(sentences, 1500)
+    plain = [hasty(served(row, wording, dice, ("order",)), dice) for row in rows for _ in range(10)] + list(worded(wording, dice, 25))
+    plain += [varied(row, dice) for row in rows for _ in range(2)]
+    replying = [chat(*pair) for pair in map(spared, plain) if pair] + dice.sample(sentences, 1500)
     unseen = {text.strip() for split in ("dev", "test") for row in desk.records(split) for text in (row.text, row.reply)}
     seen = {turn["content"].strip() for row in text + answering + replying for turn in row["messages"]}
     if seen & unseen:

@@ -53,7 +53,7 @@ EMBEDDED = {
     "desk-lm": Embedded(
         "tunesmith.data",
         "desk_lm",
-        "4c9a71bc47be5761870a977917e78e49c758d88102efc1bab1362d8065e6b5a9",
+        "a223e059327757e11cf2a3fbac1bd9cc3fe0a4f0164f49458c0236808ded0916",
         "pip install --force-reinstall tunesmith",
     ),
 }
