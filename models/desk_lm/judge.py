@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 import torch
 
-from tunesmith.predicting import write
 from tunesmith.data.desk import Record, records
 from tunesmith.evaluate.evaluate import Probe
 from tunesmith.networks.decode import Sampling
 from tunesmith.networks.load import load_network, load_tokenizer, origin
+from tunesmith.predicting import write
 from tunesmith.sources.table import Table
 from tunesmith.sources.text.encode import Reader, Task
 from tunesmith.sources.text.examples import Dialogue, Turn

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import BUG, INTERRUPTED, Refusal
-from .printed import check_text, list_text, mined_text, print_comparison, run_text, value
+from .printed import check_text, list_text, mined_text, print_comparison, print_demo, print_families, run_text, value
 
 app = typer.Typer(
     name="tunesmith", no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -269,10 +269,7 @@ def mine(
 
 
 @app.command("list", help="What there is: methods, objectives, sources, streams, updates, tasks.")
-def catalogue(
-    what: Annotated[str | None, typer.Argument(help="One of them.")] = None,
-    json: Json = False,
-) -> None:
+def catalogue(what: Annotated[str | None, typer.Argument(help="One of them.")] = None, json: Json = False) -> None:
     from .methods import METHODS
     from .recipe import vocabulary
 
@@ -287,16 +284,19 @@ def catalogue(
 @app.command(help="Fine-tune the embedded model on the embedded data by all eight methods and print one table. About five minutes.")
 def demo(
     out: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("tunesmith-demo"),
+    every: Annotated[bool, typer.Option("--all", help="Instead, one run of every family: what is learnt from what. About a quarter of an hour.")] = False,
     json: Json = False,
 ) -> None:
+    if every:
+        from .families import families
+
+        rows = families(out)
+        tell(json, {"families": rows}, lambda: print_families(rows))
+        return
     from .show import demo as show
 
     made = show(out)
-    tell(json, made.record, lambda: print_comparison(made))
-    if not json:
-        best = next(row["folder"] for row in made.record["arms"] if row["label"] == made.record["best_trained"])
-        print(f'\nTry one:         tunesmith predict {best} "my kettle leaks"')
-        print("On your own file: tunesmith init yours.jsonl && tunesmith compare recipe.yaml")
+    tell(json, made.record, lambda: print_demo(made))
 
 
 @app.command(help="The version.")

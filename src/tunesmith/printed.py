@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,3 +63,23 @@ def print_comparison(made: Comparison) -> None:
     out.print(shown(made.table))
     rest = ["", *record["notes"], f"{record['rows_judged']} rows judged; {record['seconds'] / 60:.1f} minutes", f"report: {made.report}"]
     out.print("\n".join(rest), highlight=False, markup=False, soft_wrap=True)
+
+
+def print_demo(made: Comparison) -> None:
+    print_comparison(made)
+    best = next(row["folder"] for row in made.record["arms"] if row["label"] == made.record["best_trained"])
+    print(f'\nTry one:         tunesmith predict {best} "my kettle leaks"')  # noqa: T201
+    print("On your own file: tunesmith init yours.jsonl && tunesmith compare recipe.yaml")  # noqa: T201
+
+
+def print_families(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("family", "model", "method", "objective", "metric", "before", "after", "trains", "s"):
+        table.add_column(name, justify="right" if name in ("before", "after", "trains", "s") else "left")
+    for r in rows:
+        cells = [r[k] for k in ("family", "model", "method", "objective", "metric")]
+        table.add_row(*cells, value(r["before"]), value(r["after"]), f"{r['trainable_parameters']:,}", f"{r['seconds']:.0f}")
+    Console(width=max(130, Console().width)).print(table)
