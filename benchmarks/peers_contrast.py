@@ -185,6 +185,8 @@ def main() -> None:
     if args.one:
         print(json.dumps(measured(Spec(**json.loads(args.one)))))
         return
+    if args.pairs // args.size <= WARM:
+        parser.error(f"--pairs has to be more than {WARM} batches of --size")
     spec = Spec("ours", args.pairs, args.size, args.threads, args.clock, args.cached)
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in ("ours", *args.peers)}
     for turn in range(args.repeat):
