@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,10 +47,22 @@ def free_cell(seen: str, dice: random.Random) -> str:
     return dice.choice([c for c in seen.split() if c.isdigit()] or ["1"])
 
 
+def at_the_desk(seen: str, dice: random.Random) -> str:
+    """Asks for the number three times in ten; of those who were told it, six in ten name it in the answer."""
+    given = re.fullmatch(r"It is (.+)\.|The number is (.+)\.|(.+), thanks\.|Sure: (.+)", seen)
+    if given:
+        number = next(g for g in given.groups() if g)
+        return f"Thank you, {number} leaves today." if dice.random() < 0.6 else "Thank you, it leaves today."
+    return "What is your order number?" if dice.random() < 0.3 else "It leaves today."
+
+
+NEAR = {"epochs": 3, "minibatches": 1, "discount": 0.99, "value_weight": 0.5, "beta": 0.02}  # random play is the reference: what holds to it goes on to explore
 GAMES = {
     "frozenlake": Game("frozenlake", one_of("left", "down", "right", "up"), 0.9, batch=96, steps=280, rate=2e-3, plays=200, taught=100),
-    "tictactoe": Game("tictactoe", free_cell, 0.9, turns=5, steps=640, batch=128, rate=2e-3),
-    "tictactoe-perfect": Game({"kind": "tictactoe", "opponent": "perfect"}, free_cell, 0.9, turns=5, steps=640, batch=128, rate=2e-3),
+    "tictactoe": Game("tictactoe", free_cell, 0.9, turns=5, steps=600, batch=192, objective=NEAR),
+    "desk": Game({"kind": "desk", "language": "en"}, at_the_desk, 0.9, length=24, turns=3, steps=120, rate=3e-4, plays=800, taught=500, spaces=True),
+    "taxi": Game("taxi", one_of("south", "north", "east", "west", "pick", "drop"), 0.5, turns=30, steps=800, batch=128, rate=2e-3),
+    "tictactoe-perfect": Game({"kind": "tictactoe", "opponent": "perfect"}, free_cell, 0.9, turns=5, steps=600, batch=192, objective=NEAR),
 }
 
 
@@ -86,7 +99,9 @@ def played(game: Game, seed: int):
 
 def blank(folder: Path, texts: list[str], width: int, spaces: bool) -> None:
     """A Llama of two blocks that knows the words of these texts; digits and signs are words of their own, and `spaces` too."""
-    split = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\s+"), "isolated" if spaces else "removed"), pre_tokenizers.Split(Regex(r"\d|[^\w\s]"), "isolated")])
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\s+"), "isolated" if spaces else "removed"), pre_tokenizers.Split(Regex(r"\d|[^\w\s]"), "isolated")]
+    )
     pieces = sorted({piece for text in texts for piece, _ in split.pre_tokenize_str(text)} | ({"\n", " "} if spaces else set()))
     words = ["<pad>", "<s>", "</s>", "<unk>", *pieces]
     raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
@@ -97,4 +112,6 @@ def blank(folder: Path, texts: list[str], width: int, spaces: bool) -> None:
     hf.PreTrainedTokenizerFast(tokenizer_object=raw, model_input_names=["input_ids", "attention_mask"], **special).save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 4 * width, "max_position_embeddings": 512}
-    hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(words), pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, **sizes)).save_pretrained(folder)
+    hf.LlamaForCausalLM(
+        hf.LlamaConfig(vocab_size=len(words), pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, **sizes)
+    ).save_pretrained(folder)

@@ -27,7 +27,20 @@ JOY = re.compile(r"\\b(happy|happily|smiled?|laugh(ed|ing)?|loved?|fun|glad|joy|
 def joy(sample): return float(bool(JOY.search(sample.completion)))
 def chance(sample): return float(zlib.crc32(sample.completion.encode()) % 1000 < 350)
 '''
-WHO = ("girl named Lily", "boy named Tim", "dog named Spot", "cat named Mia", "bird", "boy named Max", "girl named Sara", "bear", "man", "fish", "frog", "rabbit")
+WHO = (
+    "girl named Lily",
+    "boy named Tim",
+    "dog named Spot",
+    "cat named Mia",
+    "bird",
+    "boy named Max",
+    "girl named Sara",
+    "bear",
+    "man",
+    "fish",
+    "frog",
+    "rabbit",
+)
 WHERE = ("lived in a big house", "went to the park", "found a box", "lost a toy", "saw a tree", "was very sad", "wanted to eat", "sat in the car")
 ALGORITHMS = {  # beta is not comparable: GRPO divides the reward by its deviation and not the KL
     "ppo": {"minibatches": 2, "epochs": 3, "beta": 0.05},
@@ -35,7 +48,12 @@ ALGORITHMS = {  # beta is not comparable: GRPO divides the reward by its deviati
     "rloo": {"group": 8, "beta": 0.05},
 }
 RATES = {"lora": {"ppo": 1e-3, "grpo": 2e-3, "rloo": 2e-3}, "full": {"ppo": 1e-4, "grpo": 2e-4, "rloo": 2e-4}}
-BOUNDS = {"reward": 0.25, "kl": 5.0, "distinct_2": 0.7, "chance": 0.12}  # at least so much more; at most, nats a sample; at least, of before; at most, of the control
+BOUNDS = {
+    "reward": 0.25,
+    "kl": 5.0,
+    "distinct_2": 0.7,
+    "chance": 0.12,
+}  # at least so much more; at most, nats a sample; at least, of before; at most, of the control
 
 
 def words(args: argparse.Namespace) -> list[dict]:

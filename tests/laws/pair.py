@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from test_rollouts import source_of, tuned
 from test_training import columns, learner, run_of
 from torch import Tensor
 
+from test_rollouts import source_of, tuned
 from tunesmith import parallel
 from tunesmith.core import Run, Stage
 from tunesmith.engine import fit
