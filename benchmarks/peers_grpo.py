@@ -1,10 +1,11 @@
 """GRPO side by side with trl: the same model, prompts, group, lengths, steps and reward; completions trained a second, turn by turn.
 
-    python benchmarks/peers_grpo.py --model stories260k                        LoRA and full, three turns
+    python benchmarks/peers_grpo.py                                            LoRA and full, three turns
     python benchmarks/peers_grpo.py --clock cpu --threads 1                    the processor's seconds, where the machine is not quiet
 
-Each measurement is a process of its own; the first two steps are left out. Both sides: 64 completions a step, 8 a prompt, 48 tokens, temperature 1 with
-the whole vocabulary, beta 0.04, fp32, AdamW, one update a rollout, no evaluation, no logging. Needs `trl` (and `peft` for its LoRA).
+Each measurement is a process of its own; the first two steps are left out. Prompts are the desk's messages, in the model's chat template where it has one.
+Both sides: 64 completions a step, 8 a prompt, at most 96 tokens, temperature 1 with the whole vocabulary, beta 0.04, fp32, AdamW, one update a rollout,
+no evaluation, no logging. Needs `trl` (and `peft` for its LoRA).
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from pathlib import Path
 import torch
 
 WARM = 2
-WHO = ("girl", "boy", "dog", "cat", "bird", "man", "fish", "frog")
-WHERE = ("lived in a big house", "went to the park", "found a box", "lost a toy")
-PROMPTS = [f"Once upon a time, there was a little {who} who {where}." for who in WHO for where in WHERE]
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def worth(completion: str) -> float:
-    return float("happy" in completion or "smile" in completion)
+    return float("order" in completion or "单" in completion)
+
+
+def prompts() -> list[str]:
+    from tunesmith.data import desk
+
+    return [row["prompt"] for row in desk.rows("generate", "train")[:128]]
 
 
 def ours(spec: dict, work: Path) -> list[float]:
@@ -39,8 +43,8 @@ def ours(spec: dict, work: Path) -> list[float]:
     from tunesmith.recipe import recipe
     from tunesmith.train import Company, run
 
-    (work / "rewards.py").write_text("def worth(sample): return float('happy' in sample.completion or 'smile' in sample.completion)\n")
-    (work / "rows.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in PROMPTS))
+    (work / "rewards.py").write_text("def worth(sample): return float('order' in sample.completion or '单' in sample.completion)\n")
+    (work / "rows.jsonl").write_text("".join(json.dumps({"prompt": p, "completion": "."}) + "\n" for p in prompts()))
     ends: list[float] = []
 
     class Clock(Listener):
@@ -80,8 +84,9 @@ def theirs(spec: dict, work: Path) -> list[float]:
         learning_rate=1e-5, max_steps=spec["steps"], temperature=1.0, top_p=1.0, top_k=0, bf16=False, use_cpu=True, report_to=[], save_strategy="no",
         logging_steps=10_000, disable_tqdm=True, gradient_checkpointing=False,
     )  # fmt: skip
-    reward = lambda completions, **_: [worth(c) for c in completions]
-    data = Dataset.from_list([{"prompt": p} for p in PROMPTS])
+    reward = lambda completions, **_: [worth(c if isinstance(c, str) else c[0]["content"]) for c in completions]
+    chat = tokenizer.chat_template is not None
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": p}] if chat else p + "\n"} for p in prompts()])
     trainer = trl.GRPOTrainer(
         model=spec["model"], reward_funcs=reward, args=args, train_dataset=data, processing_class=tokenizer, peft_config=peft, callbacks=[Clock()]
     )
@@ -111,7 +116,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--length", type=int, default=48)
+    parser.add_argument("--length", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--side", help=argparse.SUPPRESS)

@@ -139,6 +139,7 @@ def test_none_means_that_it_cannot_be_scored(file) -> None:
         ({"kind": "exact", "cases": True}, "unknown key"),
         ({"kind": "format", "form": "xml"}, "no form `xml`"),
         ([{"reward": "exact", "wait": 1}], "unknown key `wait`"),
+        ([{"reward": "exact", "weight": "much"}], "a weight is 'much'"),
         (["exact", "exact"], "named twice"),
         ([], "none is"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,10 +47,22 @@ def free_cell(seen: str, dice: random.Random) -> str:
     return dice.choice([c for c in seen.split() if c.isdigit()] or ["1"])
 
 
+def at_the_desk(seen: str, dice: random.Random) -> str:
+    """Asks for the number three times in ten; of those who were told it, six in ten name it in the answer."""
+    given = re.fullmatch(r"It is (.+)\.|The number is (.+)\.|(.+), thanks\.|Sure: (.+)", seen)
+    if given:
+        number = next(g for g in given.groups() if g)
+        return f"Thank you, {number} leaves today." if dice.random() < 0.6 else "Thank you, it leaves today."
+    return "What is your order number?" if dice.random() < 0.3 else "It leaves today."
+
+
+NEAR = {"epochs": 3, "minibatches": 1, "discount": 0.99, "value_weight": 0.5, "beta": 0.02}  # random play is the reference: what holds to it goes on to explore
 GAMES = {
     "frozenlake": Game("frozenlake", one_of("left", "down", "right", "up"), 0.9, batch=96, steps=280, rate=2e-3, plays=200, taught=100),
-    "tictactoe": Game("tictactoe", free_cell, 0.9, turns=5, steps=640, batch=128, rate=2e-3),
-    "tictactoe-perfect": Game({"kind": "tictactoe", "opponent": "perfect"}, free_cell, 0.9, turns=5, steps=640, batch=128, rate=2e-3),
+    "tictactoe": Game("tictactoe", free_cell, 0.9, turns=5, steps=600, batch=192, objective=NEAR),
+    "desk": Game({"kind": "desk", "language": "en"}, at_the_desk, 0.9, length=24, turns=3, steps=120, rate=3e-4, plays=800, taught=500, spaces=True),
+    "taxi": Game("taxi", one_of("south", "north", "east", "west", "pick", "drop"), 0.5, turns=30, steps=800, batch=128, rate=2e-3),
+    "tictactoe-perfect": Game({"kind": "tictactoe", "opponent": "perfect"}, free_cell, 0.9, turns=5, steps=600, batch=192, objective=NEAR),
 }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from ..construct import build
 from ..errors import Refusal
 from .functions import OfRun, scored_by
-from .told import Score, Told, asked
+from .told import Score, Told, asked, number
 from .verifiable import REWARDS
 
 __all__ = ["REWARDS", "Reward", "Told", "reward"]
@@ -46,7 +46,10 @@ def reward(given: str | Mapping[str, Any] | Sequence[Any], warn: Callable[[str],
         entry: Mapping[str, Any] = entry if isinstance(entry, Mapping) and "reward" in entry else {"reward": entry}
         if odd := set(entry) - {"reward", "weight"}:
             raise Refusal(f"unknown key `{sorted(odd)[0]}`", where="objective.reward", fix="{reward: ..., weight: ...}")
-        parts.append((label(entry["reward"]), float(entry.get("weight", 1.0)), part(entry["reward"], warn, load)))
+        weight: Any = entry.get("weight", 1.0)
+        if not number(weight):
+            raise Refusal(f"a weight is {weight!r}", where="objective.reward.weight", fix="a number")
+        parts.append((label(entry["reward"]), float(weight), part(entry["reward"], warn, load)))
     names = [name for name, _, _ in parts]
     if len(set(names)) < len(names) or not names:
         raise Refusal("a reward is named twice, or none is", where="objective.reward", fix="one entry each")
