@@ -217,7 +217,8 @@ def evaluate(folder: RunFolder, data: Annotated[str, typer.Argument(help="A file
     from .ask import evaluate as measure
 
     scores = measure(folder, data)
-    tell(json, scores, lambda: print("\n".join(f"{k}: {value(v)}" for k, v in scores["scores"].items())))
+    lines = [f"{k}: {value(v)}" for k, v in scores["scores"].items()] + [f"note: {why}" for why in dict.fromkeys(scores["undefined"].values())]
+    tell(json, scores, lambda: print("\n".join(lines)))
 
 
 @app.command(help="Ask a finished run: texts as arguments, a file, or a chat.")
