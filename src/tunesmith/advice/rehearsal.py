@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..core import Batch, Delta, Objective, Ragged
+from ..core import Batch, Delta, Ragged
 from ..dataset import Dataset, Part
 from ..job import agreed, fits, lengths, sizes
 from ..networks.blank import blank_network
@@ -96,7 +96,7 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         delta.cast(net.compute, keep=False)
         floor = cached_above(net, delta)
         pooled = floor == net.anatomy.depth and data.task.name in ("classify", "score")
-        batch = presumed(started(heavy, net, floor, pooled), learn)
+        batch = learn.presumed(net, started(heavy, net, floor, pooled))
         return Rehearsal(
             trainable=sum(p.numel() for p in delta.parameters().values()),
             total=sum(p.numel() for p in net.parameters()),
@@ -136,20 +136,6 @@ def started(batch: Batch, net: Transformer, floor: int, pooled: bool) -> Batch:
         return batch.plus(pooled=torch.empty(len(batch), net.anatomy.width))
     states = Ragged(torch.empty(len(batch["ids"]), net.anatomy.width, dtype=net.compute), batch.ragged("ids").lengths)
     return batch.plus(trunk=states, floor=torch.tensor([floor]))  # one number, which alone keeps its value here
-
-
-def presumed(batch: Batch, learn: Objective) -> Batch:
-    """With columns, of the right shape, that another source would add."""
-    for column in sorted(learn.needs & PRESUMED.keys()):
-        batch = batch.plus(**PRESUMED[column](batch))
-    return batch
-
-
-PRESUMED: dict[str, Callable[[Batch], dict[str, Tensor | Ragged]]] = {
-    "reference": lambda batch: {"reference": torch.zeros(len(batch))},
-    "other_reference": lambda batch: {"other_reference": torch.zeros(len(batch))},
-    "other": lambda batch: {"other": batch.ragged("ids"), **{f"other_{k}": batch.ragged(k) for k in ("at", "label") if k in batch}},
-}
 
 
 def filled(net: Transformer, batch: Batch, floor: int, pooled: bool) -> Work:

@@ -44,6 +44,10 @@ class Objective(nn.Module, ABC):
     def meet(self, net: Network) -> None:
         """Make what depends on the network's shape, such as a projection; called once, before the first step."""
 
+    def presumed(self, net: Network, batch: Batch) -> Batch:
+        """The batch with the columns that sources would add, right in shape alone: for a rehearsal, which asks nobody."""
+        return batch
+
     @abstractmethod
     def read(self, net: Network, batch: Batch) -> Signals: ...
 

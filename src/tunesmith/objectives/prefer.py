@@ -67,6 +67,10 @@ class Prefer(Objective):
         if self.whole and len(set(prompts(columns))) < 2:
             raise Refusal("`loss: kto` and rows that all ask the same", where="objective.loss", why=ELSEWHERE, fix="rows with other prompts, or loss: dpo")
 
+    def presumed(self, net: Network, batch: Batch) -> Batch:
+        other = {"other": batch.ragged("ids"), **{f"other_{k}": batch.ragged(k) for k in ("at", "label") if k in batch}} if self.whole else {}
+        return batch.plus(**other, **{name: torch.zeros(len(batch)) for name in ("reference", "other_reference") if name in self.needs})
+
     def read(self, net: Network, batch: Batch) -> Signals:
         if self.loss == "reward":
             return {"reward": net.logits(batch)[:, 0]}
