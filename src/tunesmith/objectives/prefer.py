@@ -68,10 +68,8 @@ class Prefer(Objective):
             raise Refusal("`loss: kto` and rows that all ask the same", where="objective.loss", why=ELSEWHERE, fix="rows with other prompts, or loss: dpo")
 
     def presumed(self, net: Network, batch: Batch) -> Batch:
-        """As if every row were its own answer to another prompt."""
-        asked = self.needs & {"reference", "other_reference"}
-        batch = batch.plus(**{name: torch.zeros(len(batch)) for name in asked})
-        return batch.plus(other=batch.ragged("ids"), **{f"other_{k}": batch.ragged(k) for k in ("at", "label") if k in batch}) if self.whole else batch
+        other = {"other": batch.ragged("ids"), **{f"other_{k}": batch.ragged(k) for k in ("at", "label") if k in batch}} if self.whole else {}
+        return batch.plus(**other, **{name: torch.zeros(len(batch)) for name in ("reference", "other_reference") if name in self.needs})
 
     def read(self, net: Network, batch: Batch) -> Signals:
         if self.loss == "reward":
