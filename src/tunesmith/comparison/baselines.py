@@ -28,12 +28,14 @@ from ..dataset import Dataset, Part
 from ..errors import Refusal
 from ..evaluate.evaluate import Outcome
 from ..job import Job, assemble, probe_of
+from ..objectives import OBJECTIVES
 from ..progress import Reporter
 from ..recipe import Recipe
+from ..record import identity, predictions
 from ..shared import Shared
 from ..sources.table import Table
 from ..sources.text.examples import Dialogue
-from ..train import Result, identity, predictions
+from ..train import Result
 from .logistic import chosen, fitted
 
 UNITS = 20_000  # rows, or tokens with a tag, that a probe learns from at most
@@ -195,9 +197,8 @@ def texts_to_write(recipe: Recipe, data: Dataset, shared: Shared, reporter: Repo
     """Judged as every arm is."""
     assert data.eval is not None
     with shared.lent(recipe, data) as net:
-        job = assemble(
-            replace(recipe, method={"kind": "bitfit"}, objective={"kind": "supervised"}), data, net, reporter, shared
-        )  # neutral: the outputs are the model's own
+        objective = {"kind": "supervised"} if OBJECTIVES[recipe.objective["kind"]].unlabelled else recipe.objective  # no teacher need be asked to judge
+        job = assemble(replace(recipe, method={"kind": "bitfit"}, objective=objective), data, net, reporter, shared)  # neutral: the outputs are the model's own
         for name in names:
             part = data.eval if name == "untuned" else with_examples(data, SHOTS)
             if part is data.eval:

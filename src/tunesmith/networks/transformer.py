@@ -277,9 +277,13 @@ class Transformer(Network):
             inputs = {"inputs_embeds": torch.cat([prompt.to(table.dtype).expand(len(text), -1, -1), table], 1)}
             mask = torch.cat([mask.new_ones(len(mask), len(prompt)), mask], 1)
         shifted = torch.cat([start, labels[:, :-1].clamp(min=0)], 1)
-        out = self.model(**inputs, attention_mask=mask, decoder_input_ids=shifted, use_cache=False, output_hidden_states=True)
-        states = out.decoder_hidden_states[-1]
-        return [(row[: len(t)], state[: len(t)]) for row, state, t in zip(out.logits.float(), states, target, strict=True)]
+        states: list[Tensor] = []  # what the vocabulary reads; asking the class for its hidden states would keep those of every block
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: states.append(args[0]))
+        try:
+            logits = self.model(**inputs, attention_mask=mask, decoder_input_ids=shifted, use_cache=False).logits.float()
+        finally:
+            hook.remove()
+        return [(row[: len(t)], state[: len(t)]) for row, state, t in zip(logits, states[0], target, strict=True)]
 
 
 def chunks(items: list[int], size: int) -> Iterator[list[int]]:
