@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import BUG, INTERRUPTED, Refusal
-from .printed import check_text, list_text, mined_text, print_comparison, print_demo, print_families, run_text, value
+from .printed import check_text, eval_text, list_text, mined_text, print_comparison, print_demo, print_families, run_text
 
 app = typer.Typer(
     name="tunesmith", no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -217,8 +217,7 @@ def evaluate(folder: RunFolder, data: Annotated[str, typer.Argument(help="A file
     from .ask import evaluate as measure
 
     scores = measure(folder, data)
-    lines = [f"{k}: {value(v)}" for k, v in scores["scores"].items()] + [f"note: {why}" for why in dict.fromkeys(scores["undefined"].values())]
-    tell(json, scores, lambda: print("\n".join(lines)))
+    tell(json, scores, lambda: print(eval_text(scores)))
 
 
 @app.command(help="Ask a finished run: texts as arguments, a file, or a chat.")

@@ -37,6 +37,10 @@ def run_text(result: Result) -> str:
     return "\n".join([*lines, f"{result.folder}/artifact", f'\nnext: tunesmith predict {result.folder} "..."'])
 
 
+def eval_text(scores: Mapping[str, Any]) -> str:
+    return "\n".join([f"{k}: {value(v)}" for k, v in scores["scores"].items()] + [f"note: {why}" for why in dict.fromkeys(scores["undefined"].values())])
+
+
 def list_text(shown: Mapping[str, list[str]], about: Mapping[str, str]) -> str:
     """The tables, a row a line; methods with the first line of what they say of themselves."""
     return "\n".join(f"{k}:\n" + "\n".join(f"  {n:10s} {about.get(n, '') if k == 'methods' else ''}".rstrip() for n in v) for k, v in shown.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import accumulate
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ..core import Anatomy, Batch, Buckets, Heard, Network, Ragged, Slot
 from .attention import Room, packed_masks
-from .buckets import bucket_logp, buckets_of
+from .buckets import bucket_logp
 from .heads import POOLS, Pool
 from .inside import overheard
 from .layout import Bucket, Gather, Layout, layout
+from .targets import target_buckets, target_logp
 from .trunk import listening_at, starting_at
 from .vocabulary import label_logp, logits_of
 
@@ -206,7 +207,7 @@ class Transformer(Network):
 
     def spoken(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         if self.anatomy.kind == "seq2seq":
-            return self.target_logp(batch, temperature)
+            return target_logp(self, batch, temperature)
         h = self.voiced(batch)
         weight, bias, cap = self.vocabulary()
         own = h.to(self.compute) if h.device.type == "cpu" or self.compute is not torch.float32 else h
@@ -215,7 +216,7 @@ class Transformer(Network):
     def bucket_logp(self, batch: Batch, ids: Tensor | int, temperature: float) -> Buckets:
         size = self.known()
         if self.anatomy.kind == "seq2seq":
-            return self.target_buckets(batch, ids, temperature, size)
+            return target_buckets(self, batch, ids, temperature, size)
         h = self.voiced(batch)
         weight, bias, cap = self.vocabulary()
         h = h.to(self.compute) if h.device.type == "cpu" or self.compute is not torch.float32 else h
@@ -239,56 +240,6 @@ class Transformer(Network):
         """The output embedding: weight (V, D), bias, and the soft cap on the logits (Gemma 2)."""
         head = self.model.get_output_embeddings()
         return head.weight, getattr(head, "bias", None), getattr(self.model.config, "final_logit_softcapping", None)
-
-    def target_logp(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Encoder-decoders: (M,) over the tokens of `target`, in order of rows, and the decoder's last states (M, D)."""
-        rows = batch.ragged("target").rows()
-        warm = lambda logits: logits if temperature == 1 else logits / temperature
-        found = self.each_target(batch, lambda i, logits, states: (warm(logits).log_softmax(-1).gather(-1, rows[i][:, None])[:, 0], states))
-        logp, states = zip(*found, strict=True)
-        return torch.cat(logp), torch.cat(states)
-
-    def target_buckets(self, batch: Batch, ids: Tensor | int, temperature: float, size: int) -> Buckets:
-        rows, label = batch.ragged("target"), batch.ragged("target").rows()
-        chosen = [ids] * len(label) if isinstance(ids, int) else ids.split(list(rows.lengths))
-        found = self.each_target(batch, lambda i, logits, states: buckets_of(logits[:, :size], chosen[i], label[i], temperature))
-        return Buckets(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-
-    def each_target(self, batch: Batch, look: Callable[[int, Tensor, Tensor], T]) -> list[T]:
-        """What is made of each row's logits (tokens of its target, V) and last states (tokens, D), in order of rows."""
-        ids, target = batch.ragged("ids"), batch.ragged("target")
-        with self.precision():
-            self.room.layout, self.room.prefix = None, self.prefix() if self.prefix is not None and self.prefix.on else None
-            rows = sorted(range(len(ids.lengths)), key=lambda i: ids.lengths[i])
-            parts: dict[int, T] = {}
-            for chunk in chunks(rows, 16):
-                found = self.target_chunk([ids.rows()[i] for i in chunk], [target.rows()[i] for i in chunk])
-                parts |= {i: look(i, *said) for i, said in zip(chunk, found, strict=True)}
-        return [parts[i] for i in range(len(rows))]
-
-    def target_chunk(self, ids: list[Tensor], target: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        pad = nn.utils.rnn.pad_sequence
-        text, mask = pad(ids, True), pad([torch.ones_like(x) for x in ids], True)
-        labels, prompt = pad(target, True, -100), self.prompt_rows()
-        start = labels.new_full((len(labels), 1), self.model.config.decoder_start_token_id or 0)
-        inputs: dict[str, Tensor] = {"input_ids": text}
-        if prompt is not None:
-            table = self.get_submodule(self.anatomy.embedding)(text)
-            inputs = {"inputs_embeds": torch.cat([prompt.to(table.dtype).expand(len(text), -1, -1), table], 1)}
-            mask = torch.cat([mask.new_ones(len(mask), len(prompt)), mask], 1)
-        shifted = torch.cat([start, labels[:, :-1].clamp(min=0)], 1)
-        states: list[Tensor] = []  # what the vocabulary reads; asking the class for its hidden states would keep those of every block
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: states.append(args[0]))
-        try:
-            logits = self.model(**inputs, attention_mask=mask, decoder_input_ids=shifted, use_cache=False).logits.float()
-        finally:
-            hook.remove()
-        return [(row[: len(t)], state[: len(t)]) for row, state, t in zip(logits, states[0], target, strict=True)]
-
-
-def chunks(items: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def fill(x: Tensor, bucket: Bucket) -> Tensor:
