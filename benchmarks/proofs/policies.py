@@ -69,7 +69,8 @@ GAMES = {
 def beginner(name: str, game: Game, work: Path, threads: int) -> tuple[Path, float]:
     """A folder with a model that has seen random play, and the seconds that it took. Kept from one call to the next."""
     folder, rows = work / f"{name}-beginner", work / f"{name}.jsonl"
-    plays = [list(played(game, seed)) for seed in range(10_000_000, 10_000_000 + game.plays)]
+    make = environment(game.environment)
+    plays = [list(played(game, make(), seed)) for seed in range(10_000_000, 10_000_000 + game.plays)]
     rows.write_text("".join(json.dumps({"messages": p}) + "\n" for p in plays))
     texts = [m["content"] for p in plays for m in p]
     blank(folder, texts, game.width, game.spaces)
@@ -84,9 +85,9 @@ def beginner(name: str, game: Game, work: Path, threads: int) -> tuple[Path, flo
     return folder, result["train_seconds"]
 
 
-def played(game: Game, seed: int):
+def played(game: Game, world: Any, seed: int):
     """One random game, as messages."""
-    world, dice = environment(game.environment)(), random.Random(seed)
+    dice = random.Random(seed)
     seen, _ = world.reset(seed=seed)
     for _ in range(game.turns):
         said = game.said(seen, dice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from typing import Any
 
 import regex
@@ -42,6 +43,7 @@ class Desk:
         return "", 1.0 if done else self.worth * (self.asked > 0), True, False, {"success": done}
 
 
+@cache
 def cases(split: str, language: str | None) -> list[tuple[str, str, str]]:
     """(message without its order number, the number, language) of every message that names one order."""
     found = []

@@ -47,6 +47,7 @@ class Numeric:
         return None if truth is None else float(said is not None and math.isclose(said, truth, rel_tol=self.tolerance, abs_tol=self.tolerance))
 
 
+PATIENCE = 0.5  # seconds a sample
 NUMBER = regex.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
@@ -58,7 +59,7 @@ def last_number(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class Regex:
-    """1 where `pattern` is found in the answer; `whole`: where it is the answer. A pattern that takes longer than a second finds nothing."""
+    """1 where `pattern` is found in the answer; `whole`: where it is the answer. A pattern that takes too long finds nothing."""
 
     pattern: str
     whole: bool = False
@@ -74,7 +75,7 @@ class Regex:
 
     def one(self, text: str) -> float:
         try:
-            return float(bool((regex.fullmatch if self.whole else regex.search)(self.pattern, text, timeout=1.0)))
+            return float(bool((regex.fullmatch if self.whole else regex.search)(self.pattern, text, timeout=PATIENCE)))
         except TimeoutError:
             return 0.0
 
