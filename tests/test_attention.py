@@ -278,7 +278,7 @@ def test_the_function_that_transformers_calls() -> None:
         room.heard = []
         torch.testing.assert_close(call()[0], naive(replace(c, prefix=None)), rtol=0, atol=1e-12)
     assert len(room.heard) == 1
-    assert room.heard[0][0] is c.key
+    assert room.heard[0].key is c.key and room.heard[0].seat == 1
     room.layout = None
     torch.testing.assert_close(call()[0], naive(replace(c, lengths=(6,), prefix=None)), rtol=0, atol=1e-12)
 
