@@ -9,8 +9,10 @@ controls  dpo and reward with better and worse swapped in a random half of the p
 
 Accuracy is the share of held-out pairs that are ranked rightly: by log pi / pi_ref of the whole answer where the loss has a reference (0.5 before, by
 definition), else by the mean log-probability a token. Chosen and rejected are the mean log-ratios in nats: how far the policy went, and which way.
-Exits with 1 where a bound is broken: the losses reach 0.8 and the reward model 0.7, the controls stay within 0.12 of one half (two standard errors are 0.08), and no answer
-becomes more than e^40 times likelier or less likely on average.
+Exits with 1 where a bound is broken: dpo, ipo and kto reach 0.75 and the reward model 0.8, simpo and orpo do not end below where they began, the controls stay within 0.12
+of one half (two standard errors are 0.08), and no answer becomes more than e^40 times likelier or less likely on average.
+
+simpo and orpo have no reference, so what the base has memorised of the chosen replies counts as learnt already: their rise shows on a model that has not read them (--model).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 import tunesmith
 from tunesmith.data import desk
 
-FAR, NEAR, BOUNDS = 40.0, 0.12, {"policy": 0.8, "reward": 0.7}
+FAR, NEAR, BOUNDS = 40.0, 0.12, {"dpo": 0.75, "ipo": 0.75, "kto": 0.75, "reward": 0.8}
 
 
 def files(out: Path) -> dict[str, str]:
@@ -63,10 +65,9 @@ def arms(written: dict[str, str]) -> dict[str, tuple[str, str]]:
     }
 
 
-def faults(name: str, loss: str, after: dict[str, float | None]) -> list[str]:
+def faults(name: str, loss: str, before: dict[str, float | None], after: dict[str, float | None]) -> list[str]:
     accuracy = after["accuracy"] or 0.0
-    bound = BOUNDS["reward" if loss == "reward" else "policy"]
-    wrong = abs(accuracy - 0.5) > NEAR if "swapped" in name else accuracy < bound
+    wrong = abs(accuracy - 0.5) > NEAR if "swapped" in name else accuracy < BOUNDS.get(loss, before["accuracy"] or 0.0)
     far = [k for k in ("chosen_ratio", "rejected_ratio") if abs(after.get(k) or 0.0) > FAR]
     return [f"{name}: accuracy {accuracy:.3f}"] * wrong + [f"{name}: {k} {after[k]:.1f}" for k in far]
 
@@ -105,7 +106,7 @@ def main() -> int:
             after.get("perplexity"),
         ]
         print("| " + " | ".join([name, *("-" if v is None else f"{v:.3g}" for v in shown), f"{result['train_seconds']:.0f}"]) + " |", flush=True)
-        broken += faults(name, loss, after)
+        broken += faults(name, loss, before, after)
     print(f"\n{time.perf_counter() - began:.0f} s" + "".join(f"\nbroken: {fault}" for fault in broken))
     return bool(broken)
 

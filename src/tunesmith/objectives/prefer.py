@@ -254,7 +254,7 @@ LOSSES: dict[str, Loss] = {
     "dpo": Loss(dpo, {"beta": 0.1, "label_smoothing": 0.0, "sft": 0.0}, ("preferred",), COMPARED, 0.2),
     "ipo": Loss(ipo, {"beta": 0.1, "sft": 0.0}, ("preferred",), COMPARED, 0.2),
     "kto": Loss(kto, {"beta": 0.1, "desirable": 1.0, "undesirable": 1.0}, ("preferred", "judged"), COMPARED | {"other", "other_reference"}, 0.2),
-    "orpo": Loss(orpo, {"beta": 0.1, "sft": 1.0}, ("preferred",), LABELLED, 0.2),
+    "orpo": Loss(orpo, {"beta": 0.1, "sft": 1.0}, ("preferred",), LABELLED),
     "simpo": Loss(simpo, {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0, "sft": 0.0}, ("preferred",), LABELLED, 0.2),
     "reward": Loss(reward, {"center": 0.01}, ("reward",), frozenset()),
 }
