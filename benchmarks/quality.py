@@ -74,7 +74,7 @@ def table(lines: list[str]) -> str:
     """Mean and standard deviation over seeds, and the difference with its 95 % interval (Welch)."""
     found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     rates = {}
-    for line in map(json.loads, (text for text in lines if text.startswith("{\""))):  # the peer's trainer prints lines of its own
+    for line in map(json.loads, (text for text in lines if text.startswith('{"'))):  # the peer's trainer prints lines of its own
         found[line["method"], line["data"], line["side"]].append(line["accuracy"])
         rates[line["method"]] = line["rate"]
     names = sorted({d for _, d, _ in found})

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 import shop
+from tunesmith.dataset import read_data
+from tunesmith.families import ROWS
+from tunesmith.job import agreed
 from tunesmith.progress import Reporter
-from tunesmith.recipe import Budget, Data, Model, UpdateOptions, read_recipe
+from tunesmith.recipe import Budget, Data, Model, UpdateOptions, read_recipe, recipe
 from tunesmith.train import run
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes").glob("*.yaml"))
@@ -32,3 +35,11 @@ def test_a_recipe_runs(path, tmp_path):
         small = replace(small, objective=made.objective | {"teacher": str(teacher.folder)})
     result = run(replace(small, method=method, out=str(tmp_path / "run")), Reporter(quiet=True))
     assert result["after"]["loss"] > 0 or result["metric"] == "reward"
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_the_families_of_the_demo_are_recipes(family, tmp_path):
+    """What they reach is the demo's to show; here that each is read, with rows and an objective that go together."""
+    made = recipe(ROWS[family](tmp_path))
+    if made.objective["kind"] != "distil":  # whose teacher is the first family's run
+        agreed(made, read_data(made))

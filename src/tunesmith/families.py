@@ -32,7 +32,7 @@ ROWS: dict[str, Callable[[Path], dict[str, Any]]] = {  # the family and its reci
         **WRITE, "data": {"train": "desk/prefer", "eval": "desk/prefer"}, "method": "lora", "objective": "prefer", "update": {"batch": 16}, "budget": {"epochs": 1},
     },
     "reinforcement": lambda out: {
-        **WRITE, "data": {"train": "desk", "eval": "desk"}, "method": "lora", "update": {"batch": 32}, "budget": {"steps": 40},
+        **WRITE, "data": {"train": "desk", "eval": "desk"}, "method": "lora", "update": {"batch": 32, "rate": 2.5e-3}, "budget": {"steps": 60},
         "objective": {"kind": "reinforce", "algorithm": "grpo", "reward": REPLY, "group": 8, "length": 32, "beta": 0.04},
     },
 }  # fmt: skip
