@@ -29,11 +29,7 @@ from .progress import Reporter
 from .recipe import Recipe
 from .record import description, identity, predictions, record_of
 from .shared import Shared
-from .sources.answers import Answers
-from .sources.features import Features
-from .sources.witness import Witness
 from .teaching.report import deployment
-from .teaching.written import Written
 
 
 @dataclass(frozen=True)
@@ -127,9 +123,9 @@ def finished(recipe: Recipe, folder: Path) -> Result | None:
 def train(recipe: Recipe, folder: Path, reporter: Reporter, company: Company) -> Result:
     data = company.shared.data(recipe)
     agreed(recipe, data)  # refused, if it must be, before a weight is loaded
-    reporter.say(
-        f"data: {data.train.format.name}, {len(data.train.examples)} rows to learn from" + (f", {len(data.eval.examples)} to judge by" if data.eval else "")
-    )
+    for one in data.each.values():
+        rows = f"{len(one.train.examples)} rows to learn from" + (f", {len(one.eval.examples)} to judge by" if one.eval else "")
+        reporter.say(f"data: {one.train.format.name}, {rows}")
     with company.shared.lent(recipe, data) as net:
         job = assemble(recipe, data, net, reporter, company.shared)
         for note in job.notes:
@@ -152,7 +148,7 @@ def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener
     watch = (
         Evaluate(
             job.probe,
-            every(recipe.evaluate.every or "epoch", run_.total if recipe.built_stream().draws else period),
+            every(recipe.evaluate.every or "epoch", period if recipe.built_stream().chooses else run_.total),
             recipe.evaluate.patience,
             best_keeper(recipe, folder),
         )
@@ -162,7 +158,7 @@ def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener
     saving = Checkpoints(folder / "checkpoints", fingerprint(job), every(recipe.checkpoint.every, period), recipe.checkpoint.keep)
     signals = Signals(saving.save)
     with reporter.bar(recipe.method["kind"]) as bar, signals:
-        run_.listeners = [clock, journal, Show(bar.told), *([watch] if watch else []), *guests, saving, signals, Skip(clock)]
+        run_.listeners = [*job.listeners, clock, journal, Show(bar.told), *([watch] if watch else []), *guests, saving, signals, Skip(clock)]
         run_.update.prepare(run_)  # type: ignore[attr-defined]
         resumed = saving.resume(run_)
         for line in saving.said:
@@ -173,7 +169,8 @@ def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener
         elif watch:
             watch.ask(run_)
         clock.skip()
-        warm(job)
+        for stage in run_.stream:
+            stage.train.fill(job.net)  # states of the frozen trunk are computed before the clock starts to count steps
         clock.fill()
         guarded(job, saving)
     return watch, clock
@@ -186,13 +183,6 @@ def guarded(job: Job, saving: Checkpoints) -> None:
     except Diverged:
         saving.save(job.run)
         raise
-
-
-def warm(job: Job) -> None:
-    """States of the frozen trunk are computed before the clock starts to count steps."""
-    source = job.run.stream[0].train
-    if isinstance(source, Features | Witness | Answers | Written):
-        source.fill(job.net)
 
 
 def every(given: int | str, period: int) -> int:
@@ -209,7 +199,7 @@ def fingerprint(job: Job) -> dict[str, Any]:
     """What must not change between the parts of one run."""
     return {
         "recipe": identity(job.recipe),
-        "data": job.data.fingerprint,
+        "data": {name: one.fingerprint for name, one in job.data.each.items()},
         "dtype": job.choice.dtype,
         "kernel": job.choice.kernel,
         "torch": torch.__version__,
@@ -245,8 +235,9 @@ def left_behind(job: Job, folder: Path, record: dict[str, Any], after: Outcome |
     """The artifact, the predictions, the card and the result, whose presence says that the run is finished."""
     size = save_artifact(folder / "artifact", job.net, job.delta, job.method, description(job), job.data.reader.tokenizer, job.run.objective.state_dict())
     record = {**record, "artifact_bytes": size}
-    if after and job.data.eval:
-        write_file(folder / "predictions.jsonl", predictions(job.data.eval, after).encode())
+    if after:
+        lines = "".join(predictions(one.eval, after.parts.get(name, after), name if job.data.parts else "") for name, one in job.data.each.items() if one.eval)
+        write_file(folder / "predictions.jsonl", lines.encode())
     write_file(folder / "README.md", card(job.recipe, job.data, record).encode())
     write_file(folder / "result.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
     with contextlib.suppress(OSError):
