@@ -190,6 +190,41 @@ def halting() -> Any:
     return Company(listeners=[Stop()])
 
 
+@pytest.mark.parametrize("scenario", ["class", "task"])
+def test_tasks_are_added_to_a_sequence_that_was_over(work: Path, tmp_path: Path, scenario: str) -> None:
+    """Two parts, and later a third with labels of its own: the old head rows are kept and go on; rows that changed are refused."""
+    rows = (work / "staged.jsonl").read_text()
+    file, later = tmp_path / "rows.jsonl", [{"text": f"w{i} w40", "label": "ef"[i % 2], "domain": "z"} for i in range(16)]
+    stream = {"kind": "sequence", "by": "domain", "scenario": scenario}
+    made = staged(work, tmp_path, stream=stream, data={"train": str(file), "eval": str(file)})
+    file.write_text(rows)
+    first = run(recipe(made), QUIET, company=watching([]))
+    kept = load(first.folder).delta.state_dict()
+    file.write_text(rows + "".join(json.dumps(row) + "\n" for row in later))
+    seen: list[dict[str, torch.Tensor]] = []
+    record = run(recipe(made), QUIET, company=watching(seen)).record
+    assert record["steps"] == 12 and record["sequence"]["tasks"] == ["x", "y", "z"]
+    assert record["sequence"]["matrix"][:1] == [[*first.record["sequence"]["matrix"][0], None]]
+    assert all(torch.equal(seen[0][n][tuple(slice(s) for s in t.shape)], t) for n, t in kept.items()), "it went on from where it had ended"
+    labels = load(tmp_path / "run").of("z").task.labels if scenario == "task" else load(tmp_path / "run").task.labels
+    assert labels[-2:] == ("e", "f")
+    file.write_text(rows.replace("w1", "w2"))
+    with pytest.raises(Refusal, match="another stages"):
+        run(recipe(made), QUIET, company=watching([]))
+
+
+def watching(seen: list[dict[str, torch.Tensor]]) -> Any:
+    """A company whose listener writes down the delta with which a stage begins."""
+    from tunesmith.core import Listener
+    from tunesmith.train import Company
+
+    class Watch(Listener):
+        def begin(self, run: Any, stage: Any) -> None:
+            seen.append({n: t.clone() for n, t in run.delta.state_dict().items()})
+
+    return Company(listeners=[Watch()])
+
+
 def test_what_is_remembered() -> None:
     """By hand, on a matrix of three tasks."""
     matrix = [[0.9, 0.1, 0.2], [0.7, 0.8, 0.3], [0.5, 0.6, 0.9]]

@@ -31,7 +31,7 @@ from .shared import Shared
 from .sources.enriched import Enriched
 from .sources.features import Features
 from .sources.rollouts import Rollouts
-from .sources.streams import InTurn, Mixed, Plan
+from .sources.streams import Mixed, Plan
 from .sources.table import Table
 from .teaching.columns import foreseen as teachable
 from .teaching.columns import taught
@@ -104,10 +104,9 @@ def tables_of(recipe: Recipe, data: Dataset, device: torch.device) -> dict[str, 
 def growing(recipe: Recipe, data: Dataset) -> list[int]:
     """How many labels a head that all parts share knows after each; none where it knows all from the first."""
     apart = len({one.task.key for one in data.parts.values()}) != 1
-    if not isinstance(recipe.built_stream(), InTurn) or recipe.built_strategy().joins or apart or not data.task.labels:
+    if not recipe.built_stream().grows or recipe.built_strategy().joins or apart or not data.task.labels:
         return []
-    known = known_after(data)
-    return known if known[0] < known[-1] else []
+    return known_after(data)
 
 
 def agreed(recipe: Recipe, data: Dataset) -> Objective:

@@ -17,6 +17,7 @@ from .core import Listener, Network, Run, Stage
 from .errors import Interrupted
 from .evaluate.evaluate import Outcome, Probe
 from .evaluate.metrics import better
+from .networks.heads import Head
 from .parallel import any_of, first, told
 
 PASSED_ON = 2.0  # seconds
@@ -104,13 +105,15 @@ class Opening(Listener):
     known: Sequence[int]
 
     def begin(self, run: Run, stage: Stage) -> None:
-        self.net.heads[self.task].open = self.known[run.stream.index(stage)]
+        head = self.net.heads[self.task]
+        assert isinstance(head, Head)
+        head.open = self.known[run.stream.index(stage)]
 
 
 def is_open(net: Network, task: str, label: int) -> bool:
     """Whether the head of a task knows this label yet."""
-    known = getattr(dict(net.heads.items()).get(task), "open", None)
-    return known is None or label < int(known)
+    head = net.heads[task] if task in net.heads else None  # noqa: SIM401 - a ModuleDict has no get
+    return not isinstance(head, Head) or head.open is None or label < head.open
 
 
 @dataclass

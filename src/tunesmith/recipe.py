@@ -72,7 +72,9 @@ class Recipe:
 
     def each(self) -> dict[str, Recipe]:
         """The recipe of each task by itself; of a recipe with one, the recipe."""
-        made = {name: replace(self, task=t.task, data=t.data, head=t.head, objective=implied(t.task, t.objective), tasks={}) for name, t in self.tasks.items()}
+        made: dict[str, Recipe] = {
+            name: replace(self, task=t.task, data=t.data, head=t.head, objective=implied(t.task, t.objective), tasks={}) for name, t in self.tasks.items()
+        }
         return made or {self.task: self}
 
     @property

@@ -100,6 +100,7 @@ def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Cl
         "dtype": job.choice.dtype,
         "kernel": job.choice.kernel,
         "train_rows": sum(len(one.train.examples) for one in job.data.each.values()),
+        "stages": list(job.data.parts),
         **sequence(job, watch, after),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe": identity(r),

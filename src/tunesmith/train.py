@@ -74,7 +74,7 @@ def run(recipe: Recipe, reporter: Reporter | None = None, *, fresh: bool = False
             start_anew(folder)
         recipe = parallel.told(lambda: as_begun(recipe, folder))
         done = parallel.told(lambda: finished(recipe, folder))
-        if done:
+        if done and not added(recipe, done, company or Company()):
             reporter.say(f"{folder} is finished; --fresh trains anew")
             return done
         return train(recipe, folder, reporter, company or Company())
@@ -118,6 +118,11 @@ def finished(recipe: Recipe, folder: Path) -> Result | None:
     except (OSError, ValueError):
         return None
     return Result(folder, record) if record.get("recipe") == identity(recipe) else None
+
+
+def added(recipe: Recipe, done: Result, company: Company) -> bool:
+    """Whether tasks have come to a sequence since it was over, without a word in its recipe: in its file."""
+    return recipe.built_stream().grows and list(company.shared.data(recipe).parts) != done["stages"]
 
 
 def train(recipe: Recipe, folder: Path, reporter: Reporter, company: Company) -> Result:
@@ -166,7 +171,7 @@ def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener
         journal.rewind(run_.done)
         if resumed:
             reporter.say(f"continuing after step {run_.done} of {run_.total}")
-        elif watch:
+        if watch and (not resumed or saving.grew):  # new tasks are asked before they are learnt
             watch.ask(run_)
         clock.skip()
         for stage in run_.stream:
@@ -196,10 +201,13 @@ def best_keeper(recipe: Recipe, folder: Path):
 
 
 def fingerprint(job: Job) -> dict[str, Any]:
-    """What must not change between the parts of one run."""
+    """What must not change between the parts of one run. To a sequence, stages may be added."""
+    rows = {name: one.fingerprint for name, one in job.data.each.items()}
+    stages = [[stage.name, stage.steps, rows.get(stage.name, "")] for stage in job.run.stream]
+    grows = job.recipe.built_stream().grows
     return {
-        "recipe": identity(job.recipe),
-        "data": {name: one.fingerprint for name, one in job.data.each.items()},
+        "recipe": {k: v for k, v in identity(job.recipe).items() if not (grows and k in ("data", "tasks"))},
+        **({"stages": stages} if grows else {"data": rows}),
         "dtype": job.choice.dtype,
         "kernel": job.choice.kernel,
         "torch": torch.__version__,
@@ -240,6 +248,7 @@ def left_behind(job: Job, folder: Path, record: dict[str, Any], after: Outcome |
         write_file(folder / "predictions.jsonl", lines.encode())
     write_file(folder / "README.md", card(job.recipe, job.data, record).encode())
     write_file(folder / "result.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
-    with contextlib.suppress(OSError):
-        shutil.rmtree(folder / "checkpoints")
+    if not job.recipe.built_stream().grows:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder / "checkpoints")
     return record
