@@ -28,7 +28,7 @@ def contradictions(r: Recipe, places: Places | None, name: str = "") -> None:
         (r.task not in learn.tasks, "objective", f"`objective: {r.objective['kind']}` and `task: {r.task}`", f"objective: {' or '.join(serving)}; else task: {' or '.join(learn.tasks)}"),
         (learn.whole and r.update.kind == "descend", "update.kind", f"`update: descend` and `objective: {r.objective['kind']}`, in which all rows of a batch see each other", "update: gradcache"),
         (len(limits) > 1, f"budget.{limits[-1] if limits else ''}", f"two budgets: {' and '.join(limits)}", "keep one of them"),
-        (not r.built_stream().chooses and (r.evaluate.patience > 0 or bool(r.evaluate.best)), "evaluate", f"choosing on the rows that judge, and `stream: {r.stream['kind']}`", "leave `patience` and `best` out"),
+        (not r.built_stream().chooses and (r.evaluate.patience > 0 or bool(r.evaluate.best)), "evaluate", f"choosing on the rows that judge, and `stream: {r.stream['kind']}`: " + ("they are more than those to learn from" if r.built_stream().draws else "it would choose a stage, and forget the tasks behind it"), "leave `patience` and `best` out"),
         (r.evaluate.patience > 0 and r.data.eval is None, "evaluate.patience", "`evaluate.patience` needs `data.eval`", "data.eval: 0.1 holds out a tenth of the training rows"),
         (r.task == "generate" and r.head != HeadOptions(), "head", "`head` and `task: generate`: the vocabulary is the head", "leave `head` out"),
         (r.data.multi_label and r.task != "classify", "data.multi_label", f"`data.multi_label` and `task: {r.task}`", "task: classify"),

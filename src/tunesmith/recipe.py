@@ -120,6 +120,8 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
         found["tasks"] = {name: unfolded(dict(t)) if isinstance(t, Mapping) else t for name, t in found["tasks"].items()}
     complete(found, places)
     strict(Recipe, found, "", places, tuple(ALIASES))
+    if not found.get("tasks") and not found["data"].get("train"):
+        raise Refusal("`data.train` is missing", where=at(places, "data"), fix="data: {train: train.jsonl, eval: dev.jsonl}")
     for name, one in (found.get("tasks") or {}).items():
         strict(TaskOptions, one, f"tasks.{name}", places)
         kinds({"objective": one.get("objective")}, places, f"tasks.{name}.")
@@ -153,8 +155,6 @@ def complete(found: dict[str, Any], places: Places | None) -> None:
         if key not in found or (key == "task" and not tasks and found[key] == "several"):
             fix = {"model": "minilm", "task": "classify", "data": "{train: train.jsonl, eval: dev.jsonl}"}[key]
             raise Refusal(f"the recipe has no `{key}`", where=at(places, key), fix=f"{key}: {fix}")
-    if not tasks and isinstance(found["data"], Mapping) and not found["data"].get("train"):
-        raise Refusal("`data.train` is missing", where=at(places, "data"), fix="data: {train: train.jsonl, eval: dev.jsonl}")
 
 
 def implied(task: str, objective: Mapping[str, Any] | None) -> Mapping[str, Any]:
