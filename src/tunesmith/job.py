@@ -69,7 +69,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     learn.to(net.device).meet(net)
     net.recompute(recipe.recompute)
     fits(data, net, method.positions)
-    table = Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed, net.device)
+    table = Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed, learn.together, net.device)
     choice = told(lambda: choose(sizes(net, table), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel))
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute, keep=shared.keeps)

@@ -250,6 +250,8 @@ def contradictions(r: Recipe, places: Places | None) -> None:
     checks: list[tuple[bool, str, str, str]] = [
         (r.task not in learn.tasks, "objective", f"`objective: {r.objective['kind']}` and `task: {r.task}`", f"objective: {' or '.join(serving)}; else task: {' or '.join(learn.tasks)}"),
         (learn.whole and r.update.kind == "descend", "update.kind", f"`update: descend` and `objective: {r.objective['kind']}`, in which all rows of a batch see each other", "update: gradcache"),
+        (learn.fits_head and r.head.kind != "linear", "head", f"`head: {r.head.kind}` and `objective: {r.objective['kind']}`, which fits a linear one", "leave `head` out"),
+        (learn.fits_head and METHODS[r.method["kind"]].needs_head, "method", f"`method: {r.method['kind']}` and `objective: {r.objective['kind']}`, which tunes the body: nothing would move", "method: full, lora or layers; or objective: supervised"),
         (len(limits) > 1, f"budget.{limits[-1] if limits else ''}", f"two budgets: {' and '.join(limits)}", "keep one of them"),
         (r.built_stream().draws and (r.evaluate.patience > 0 or bool(r.evaluate.best)), "evaluate", f"choosing on the rows that judge, and `stream: {r.stream['kind']}`: they are more than those to learn from", "leave `patience` and `best` out"),
         (r.evaluate.patience > 0 and r.data.eval is None, "evaluate.patience", "`evaluate.patience` needs `data.eval`", "data.eval: 0.1 holds out a tenth of the training rows"),

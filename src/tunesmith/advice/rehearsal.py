@@ -77,8 +77,9 @@ class Rehearsal:
 
 def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
     """Raises Refusal where the method does not fit the model, or the rows its positions."""
-    method, table = recipe.built_method(), Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed)
-    learn, steps = agreed(recipe, data), steps_of(recipe, table)
+    method, learn = recipe.built_method(), agreed(recipe, data)
+    table = Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed, learn.together)
+    steps = steps_of(recipe, table)
     heavy = next(pieces(table.batch(max(steps, key=lambda rows: sum(table.long[i] for i in rows))), recipe.update.micro))
     *_, longest = table.once()
     torch.manual_seed(recipe.seed)
