@@ -22,7 +22,7 @@ from tunesmith.shared import Shared
 from tunesmith.train import run
 
 QUIET = Reporter(quiet=True)
-FEW = {"stream": {"kind": "few", "k": 3}, "budget": {"steps": 12}, "update": {"batch": 8, "rate": 5e-3}, "evaluate": {"samples": 0}}
+FEW = {"stream": {"kind": "few", "k": 3}, "budget": {"steps": 6}, "update": {"batch": 8, "rate": 5e-3}, "evaluate": {"samples": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_stored_answers_are_averaged_too(work, tmp_path):
     cache = str(tmp_path / "first/teacher")
     made = student(work, tmp_path / "second", "b")
     made["objective"]["teacher"].append(cache)
-    assert run(recipe(made), QUIET)["steps"] == 12
+    assert run(recipe(made), QUIET)["steps"] == 6
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,6 @@ def test_warmed_up_on_texts_without_labels(work, tmp_path):
     run(recipe({**warm, "data": {"train": str(work / "texts.jsonl")}}), QUIET)
     export(tmp_path / "warm", tmp_path / "base")
     found = run(recipe({**few(work, tmp_path / "few", objective="setfit"), "model": str(tmp_path / "base")}), QUIET)
-    assert found["steps"] == 12
+    assert found["steps"] == 6
     moved = load(tmp_path / "few").net.state_dict()
     assert any(not torch.equal(t, moved[n]) for n, t in load(work / "a").net.state_dict().items() if n in moved)

@@ -20,9 +20,10 @@ from torch import Tensor
 import shop
 from test_resume import same, train_with_stops
 from tiny import network, rows
-from tunesmith.advice.rehearsal import Live
+from tunesmith.advice.rehearsal import Live, rehearse
 from tunesmith.artifact import export, load
 from tunesmith.core import Batch, Ragged
+from tunesmith.comparison.compare import compare
 from tunesmith.dataset import read_data
 from tunesmith.errors import Refusal
 from tunesmith.fitted_head import embeddings, regression
@@ -166,7 +167,7 @@ def test_order_is_the_seeds_not_the_processs():
 def test_many_classes_take_no_more_memory_than_their_rows():
     """setfit#552: 1,193 classes of 8 rows are 45 million pairs; as a list, or as one mask, 90 MB to several GB."""
     labels = torch.arange(1193).repeat_interleave(8)
-    columns = {"ids": Ragged(torch.arange(len(labels) * 2) % 90 + 5, (2,) * len(labels)), "label": labels}
+    columns = {"ids": Ragged(torch.arange(len(labels) * 2), (2,) * len(labels)), "label": labels}
     tracemalloc.start()
     with Live() as live:
         SetFit("single").accept(columns, 32)
@@ -263,6 +264,18 @@ def test_export_has_the_fitted_head(work, tmp_path):
     run(setfit(work, tmp_path / "run", "lora", budget={"steps": 3}), QUIET)
     assert "head.safetensors" in export(tmp_path / "run", tmp_path / "out")
     assert torch.equal(load_file(tmp_path / "out/head.safetensors")["classify.1.weight"], head_of(tmp_path / "run"))
+
+
+def test_a_comparison_shows_what_costs_no_training(work, tmp_path):
+    found = compare(setfit(work, tmp_path / "c", budget={"steps": 2}), ["bitfit"], seeds=2, reporter=QUIET)
+    assert {"bitfit", "majority", "nearest centroid", "linear probe"} <= {row["label"] for row in found.table}
+
+
+def test_it_can_be_foreseen(work, tmp_path):
+    """`check` and `recommend` rehearse a step on tensors without values."""
+    made = setfit(work, tmp_path)
+    found = rehearse(made, read_data(made))
+    assert found.step.flops > 0 and len(found.steps) == 6
 
 
 # ------------------------------------------------------------------------------------------------ refusals
