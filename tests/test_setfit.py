@@ -22,8 +22,8 @@ from test_resume import same, train_with_stops
 from tiny import network, rows
 from tunesmith.advice.rehearsal import Live, rehearse
 from tunesmith.artifact import export, load
-from tunesmith.core import Batch, Ragged
 from tunesmith.comparison.compare import compare
+from tunesmith.core import Batch, Ragged
 from tunesmith.dataset import read_data
 from tunesmith.errors import Refusal
 from tunesmith.fitted_head import embeddings, regression
@@ -299,6 +299,13 @@ def test_what_makes_no_sense_is_refused(work, tmp_path, more, words):
     with pytest.raises(Refusal, match=words):
         made = setfit(work, tmp_path, **more)
         agreed(made, read_data(made))
+
+
+def test_several_tasks_are_refused(work, tmp_path):
+    one = {"task": "classify", "data": str(work / "held.jsonl")}
+    made = {"model": str(work / "model"), "tasks": {"a": {**one, "objective": "setfit"}, "b": one}, "stream": "mix", "out": str(tmp_path)}
+    with pytest.raises(Refusal, match="rows of one task"):
+        recipe(made)
 
 
 def test_rows_that_teach_no_likeness_are_refused(work, tmp_path):

@@ -32,7 +32,7 @@ class FittedHead(Listener):
     done: int = -1
 
     def step(self, run: Run, record: Mapping[str, float]) -> None:
-        if run.done % self.every == 0 or run.done == run.total:
+        if run.done % self.every == 0 or run.done in run.ends:
             self.fit(run.net, run.done)
 
     def end(self, run: Run, stage: Stage) -> None:
@@ -54,7 +54,7 @@ def beside(job: Job, every: int) -> list[Listener]:
     """What an objective whose head is fitted has beside the loop. The head is fitted once now, so that the first judgement is of the base with a head of its own."""
     if not job.run.objective.fits_head:
         return []
-    head = FittedHead(job.run.stream[0].train, job.data.task.name, every)
+    head = FittedHead(job.run.stream[0].train, job.data.task.key, every)
     head.fit(job.net, 0)
     return [head]
 

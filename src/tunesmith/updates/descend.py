@@ -24,7 +24,7 @@ class Descend:
     """AdamW (Loshchilov & Hutter 2019) with warm-up, decay and clipping.
 
     rate     peak learning rate; each parameter's is this times the method's pace
-    warmup   share of all steps over which the rate rises from 0
+    warmup   share of a stage's steps over which the rate rises from 0
     decay    weight decay, on matrices only
     clip     largest norm of the whole gradient; 0: no clipping
     micro    tokens a forward pass at most; a larger batch is cut in pieces, which changes nothing but memory
@@ -51,7 +51,7 @@ class Descend:
         record = sum_gradients(params, sums, sorted(units(run, micro)))
         norm = nn.utils.clip_grad_norm_(params, self.clip or math.inf)
         values = {k: float(v) for k, v in record.items()} | {"norm": float(norm)}
-        rate = self.rate * self.factor(run.progress, 1 / run.total)
+        rate = self.rate * self.factor(*run.within)
         self.guard(run, values, rate, micro)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["pace"]
@@ -60,7 +60,7 @@ class Descend:
         return {"loss": sum(values[k] for k in record), **values, "rate": rate, "tokens": sum(len(b["ids"]) for b in micro), "rows": sum(len(b) for b in micro)}
 
     def factor(self, progress: float, step: float) -> float:
-        """Of the peak rate, at this share of the run; `step` is what one more step adds to it."""
+        """Of the peak rate, at this share of the stage; `step` is what one more step adds to it."""
         if progress < self.warmup:
             return min(1.0, (progress + step) / self.warmup)
         left = (1 - progress) / max(step, 1 - self.warmup)
@@ -109,10 +109,13 @@ class Descend:
         self.optimizer.load_state_dict({"state": dict(entries), "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
-def summed(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> dict[str, Tensor]:
-    """Backward of every piece's sums over the units of the whole step: cutting changes nothing. For objectives that look at a group at a time."""
+def summed(run: Run, batches: Sequence[Batch], tokens: int, seed: int, total: Counter | None = None) -> dict[str, Tensor]:
+    """Backward of every piece's sums over the units of the whole step: cutting changes nothing. For objectives that look at a group at a time.
+
+    `total`: the units, where the step has more batches than these.
+    """
     torch.manual_seed(seed)
-    total, sums = units(run, batches), dict[str, Tensor]()
+    total, sums = total or units(run, batches), dict[str, Tensor]()
     for piece in (piece for batch in batches for piece in pieces(share(batch), tokens)):
         losses = {k: v / (total[k] or 1) for k, v in run.objective(run.net, piece).items()}
         torch.stack(list(losses.values())).sum().backward()

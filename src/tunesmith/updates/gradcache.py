@@ -14,16 +14,21 @@ from torch import Tensor
 
 from ..core import Batch, Run, Signals
 from ..parallel import add_up, rank, world
-from .descend import own_rows, pieces, units
+from .descend import own_rows, pieces, summed, units
 
 
 def cached(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> dict[str, Tensor]:
-    """The batches of a step are scored one by one, each whole. What the objective reads must have one entry a row.
+    """The batches of a step are scored one by one, each whole. What the objective reads must have one entry a row. Those of a task whose rows do not see
+    each other go the ordinary way.
 
     Accumulating batches is not one larger batch: rows of different batches do not see each other. A batch that fits one pass is read once.
     """
-    total, sums = units(run, batches), defaultdict[str, Tensor](lambda: torch.zeros((), device=batches[0]["ids"].device))
+    total, plain = units(run, batches), [batch for batch in batches if not run.objective.of(batch.task).whole]
+    sums = defaultdict[str, Tensor](lambda: torch.zeros((), device=batches[0]["ids"].device))
+    sums |= summed(run, plain, tokens, seed, total) if plain else {}
     for k, batch in enumerate(batches):
+        if not run.objective.of(batch.task).whole:
+            continue
         mine = own_rows(batch)
         parts = list(pieces(batch if world() == 1 else batch.pick(mine), tokens))
         shown = parts or [batch.pick(batch.groups()[0])]  # who has no rows learns from others' what is read off a row
