@@ -35,6 +35,7 @@ WAYS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {  # name -> rows 
     "supervised": ("", {"encoder": "classify", "decoder": "generate"}, {"kind": "supervised"}),
     "distil": ("", {"encoder": "classify", "decoder": "generate"}, {"kind": "distil"}),
     "contrast": ("", {"encoder": "embed", "decoder": "embed"}, {"kind": "contrast"}),
+    "setfit": ("", {"encoder": "classify", "decoder": "classify"}, {"kind": "setfit"}),
     "dpo": ("generate", {"encoder": "prefer", "decoder": "prefer"}, {"kind": "prefer", "loss": "dpo"}),
     "ppo": ("generate", {"encoder": "generate", "decoder": "generate"}, {**POLICY, "algorithm": "ppo"}),
     "grpo": ("generate", {"encoder": "generate", "decoder": "generate"}, {**POLICY, "algorithm": "grpo", "group": 4}),
