@@ -35,7 +35,7 @@ from .sources.witness import Witness
 from .teaching.columns import foreseen as teachable
 from .teaching.columns import taught
 from .teaching.written import Written
-from .updates import UPDATES, Descend
+from .updates import Descend, Form
 
 Rows = Table | Features | Witness | Answers | Written  # a table, as it is or with more columns
 Stream = Rows | Rollouts  # what is trained on
@@ -78,8 +78,8 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     source = enriched(above.cached("train", table), learn.needs, setting)
     stage = Stage("train", source, *lengths(recipe, table, source.period))
     u = recipe.update
-    rate, form = u.rate or default_rate(method, net, learn), UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
-    run = Run(net, delta, learn, [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
+    update = Descend(u.rate or default_rate(method, net, learn), u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form_of(recipe, learn))
+    run = Run(net, delta, learn, [stage], update, seed=recipe.seed)
     probed = JUDGES.get(recipe.objective["kind"], by_labels)
     probes = [probed(part, enriched(above.of(part), learn.judges, setting), setting) if part else None for part in (data.eval, data.test)]
     said = NOTES[recipe.objective["kind"]](recipe, learn, stage.steps) if recipe.objective["kind"] in NOTES else []
@@ -98,9 +98,15 @@ def agreed(recipe: Recipe, data: Dataset) -> Objective:
         )
     if learn.whole and recipe.update.kind == "descend":
         raise Refusal("`update: descend` and an objective in which all rows of a batch see each other", where="update.kind", fix="update: gradcache")
+    form_of(recipe, learn)
     for column in learn.needs & FORESEEN.keys():
         FORESEEN[column](recipe, data, learn)
     return learn
+
+
+def form_of(recipe: Recipe, learn: Objective) -> Form:
+    """How the gradient is formed; where the recipe does not say, as the objective asks."""
+    return recipe.built_update("gradcache" if learn.whole else "descend")
 
 
 @dataclass(frozen=True)

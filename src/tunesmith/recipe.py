@@ -12,7 +12,7 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
 from .aliases import ALIASES
-from .construct import at, build, options, strict, without_kind
+from .construct import at, build, folded, options, strict, without_kind
 from .core import Method, Objective
 from .errors import Refusal
 from .methods import METHODS
@@ -20,7 +20,7 @@ from .objectives import OBJECTIVES
 from .recipe_yaml import Places, apply_overrides, closest, load_yaml
 from .sources.kinds import SOURCES
 from .sources.streams import STREAMS, Few, Single
-from .updates import UPDATES
+from .updates import UPDATES, Form
 
 TASKS = ("classify", "tag", "score", "generate", "embed")
 IMPLIED = {"embed": "contrast"}  # the objective of a task, where the recipe names none and it is not learning from labels
@@ -77,10 +77,10 @@ class HeadOptions:
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """kind: how the gradient is formed, by default as the objective asks; rate: peak learning rate, by default the method's own for this kind
-    of architecture; batch: examples a step; micro: tokens a pass."""
+    """kind: how the gradient is formed, by default as the objective asks; its own options stand beside it, and here in `options`; rate: peak learning
+    rate, by default the method's own for this kind of architecture; batch: examples a step; micro: tokens a pass."""
 
-    kind: Literal["descend", "gradcache"] | None = None
+    kind: str | None = None
     rate: Annotated[float, Gt(0)] | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Share = 0.06
@@ -88,6 +88,7 @@ class UpdateOptions:
     clip: Annotated[float, Ge(0)] = 1.0
     batch: Positive = 32
     micro: Positive = 16384
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,13 +154,18 @@ class Recipe:
     def built_stream(self) -> Single | Few:
         return build(STREAMS[self.stream["kind"]], without_kind(self.stream), "stream", None)
 
+    def built_update(self, default: str) -> Form:
+        return build(UPDATES[self.update.kind or default], self.update.options, "update", None)
+
     @property
     def keeps_best(self) -> bool:
         return not self.built_stream().draws if self.evaluate.best is None else self.evaluate.best
 
     def plain(self) -> dict[str, Any]:
         """As it would be written, every default spelt out."""
-        return json.loads(json.dumps(asdict(self)))
+        plain = json.loads(json.dumps(asdict(self)))
+        plain["update"] |= plain["update"].pop("options")
+        return plain
 
     def text(self) -> str:
         return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
@@ -199,6 +205,8 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
                 where=at(places, key),
                 fix=f"{key}: {dict(model='minilm', task='classify', data='{train: train.jsonl, eval: dev.jsonl}')[key]}",
             )
+    if isinstance(section := found.get("update"), Mapping) and (row := UPDATES.get(str(section.get("kind") or "descend"))):
+        found["update"] = folded(UpdateOptions, row, section, "update", places)
     strict(Recipe, found, "", places, tuple(ALIASES))
     kinds(found, places)
     found.setdefault("objective", {"kind": IMPLIED.get(str(found["task"]), "supervised")})
