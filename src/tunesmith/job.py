@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -99,6 +99,7 @@ def agreed(recipe: Recipe, data: Dataset) -> Objective:
     if learn.whole and recipe.update.kind == "descend":
         raise Refusal("`update: descend` and an objective in which all rows of a batch see each other", where="update.kind", fix="update: gradcache")
     form_of(recipe, learn)
+    recipe.built_method().foreseen(asdict(recipe.model))
     for column in learn.needs & FORESEEN.keys():
         FORESEEN[column](recipe, data, learn)
     return learn

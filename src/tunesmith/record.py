@@ -38,7 +38,7 @@ def description(job: Job) -> Description:
     r, reader = job.recipe, job.data.reader
     texts = {k: getattr(reader, k) for k in ("max_length", "types", "seq2seq", "template", "learn_prompt", "prompts")}
     head = {k: v for k, v in asdict(head_spec(r, job.data)).items() if k != "classes"}
-    method = {**asdict(job.method), "kind": r.method["kind"]}  # type: ignore[call-overload]
+    method = {**asdict(job.method.settled()), "kind": r.method["kind"]}  # type: ignore[call-overload]
     return Description(asdict(r.model), asdict(job.data.task), method, head, job.net.pool, texts, job.choice.dtype, job.choice.kernel)
 
 
