@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,7 @@ from tunesmith.methods import LoRA
 from tunesmith.networks.load import HeadSpec, add_head
 from tunesmith.networks.transformer import Transformer
 from tunesmith.objectives import Supervised
+from tunesmith.objectives.together import Together
 from tunesmith.sources.table import Table
 from tunesmith.updates import UPDATES, Descend, Form
 
@@ -86,6 +87,7 @@ class Setting:
     seed: int = 0
     plain: bool = False  # gradient descent at rate 1: what a weight loses in a step is its gradient
     objective: Objective = field(default_factory=lambda: Supervised("single"))
+    weights: Mapping[str, float] | None = None  # of tasks, fixed
 
     def run(self, **more: object) -> Run:
         net, delta = mounted(self.names, self.method, self.dropout)
@@ -95,8 +97,11 @@ class Setting:
             params = list(delta.parameters().values())
             update = Descend(1.0, "constant", 0.0, clip=self.clip, micro=self.micro, form=self.form)
             update.optimizer = torch.optim.SGD([{"params": params, "pace": 1.0}], lr=1.0)
-        stage = Stage("main", source, self.steps, source.period)
-        return Run(net, delta, self.objective, [stage], update, seed=self.seed, accumulate=self.accumulate or len(self.names), **more)  # type: ignore[arg-type]
+        stage = Stage("main", source, self.steps, source.period, self.accumulate or len(self.names))
+        learn = self.objective
+        if self.weights:
+            learn = Together({name: Supervised("single") for name in self.names}, self.weights)
+        return Run(net, delta, learn, [stage], update, seed=self.seed, **more)  # type: ignore[arg-type]
 
 
 def form(kind: str, **options: object) -> Form:

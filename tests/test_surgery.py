@@ -264,7 +264,7 @@ def test_the_update_is_of_whole_tasks_not_of_their_batches() -> None:
     assert any((thirds[n] - t).abs().max() > 1e-3 for n, t in whole.items() if not n.startswith("heads."))
 
 
-@pytest.mark.parametrize("which", [*NATIVE, "fixed", "dwa", "famo", "gradnorm"])
+@pytest.mark.parametrize("which", [*NATIVE, "dwa", "famo", "gradnorm"])
 def test_one_task_alone_is_plain_descent(which: str) -> None:
     """To the bit, dropout included."""
     plain, ours = (fit(Setting(form(kind), names=("a",), accumulate=2, steps=5, dropout=0.2, clip=1.0).run()) for kind in ("descend", which))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Description:
     reader: Mapping[str, Any]
     dtype: str
     kernel: str
+    tasks: Mapping[str, Any] = field(default_factory=dict)  # of several with heads of their own: task, head and reader by name
     format: int = FORMAT
 
 
@@ -121,6 +122,16 @@ class Tuned:
     about: Description
     task: Task
     reader: Reader
+    others: Mapping[str, tuple[Task, Reader]] = field(default_factory=dict)
+
+    def of(self, name: str) -> Tuned:
+        """One of its several tasks."""
+        if name not in self.others:
+            known = f"one of {', '.join(self.others)}" if self.others else "it has one, which is asked without a name"
+            raise Refusal(f"this run has no task `{name}`", where="task", fix=known)
+        task, reader = self.others[name]
+        self.net.labels = task.labels
+        return replace(self, task=task, reader=reader)
 
     def predict(self, texts: Sequence[Any], *, sampling: Sampling | None = None, batch: int = 8192) -> list[dict[str, Any]]:
         """One record a text: a string, a [text, pair] for pair tasks and rewards, or a list of messages."""
@@ -135,19 +146,27 @@ def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> 
     folder = Path(folder)
     about = describe(folder)
     folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
-    task = Task(**{**about.task, "labels": tuple(about.task["labels"])})
+    task = task_from(about.task)
     source = origin(about.model["name"], about.model["revision"], about.model["bits"] if quantised else None, about.model.get("blocks"))
     tokenizer = load_tokenizer(Origin(str(folder), str(folder)))
-    net = load_network(source, generates=task.name == "generate", pool=about.pool, device=device, tokenizer=tokenizer)  # type: ignore[arg-type]
+    asked = {name: (task_from(one["task"]), Reader(tokenizer, **one["reader"]), one["head"]) for name, one in about.tasks.items()}
+    generates = "generate" in (task.name, *(t.name for t, _, _ in asked.values()))
+    net = load_network(source, generates=generates, pool=about.pool, device=device, tokenizer=tokenizer)  # type: ignore[arg-type]
     net.labels = task.labels
-    if task.outputs:
-        add_head(net, task.name, HeadSpec(task.outputs, **about.head), 0)
+    for each, head in [(t, h) for t, _, h in asked.values()] or [(task, about.head)]:
+        if each.outputs:
+            add_head(net, each.key, HeadSpec(each.outputs, **head), 0)
     method = build(METHODS[about.method["kind"]], without_kind(about.method), "method", None)
     delta = method.attach(net, keep=False)
     delta.load_state_dict(stored(folder, net, method))
     net.compute, net.room.kernel = DTYPES[about.dtype], about.kernel
     delta.cast(net.compute)
-    return Tuned(net.eval(), delta, method, about, task, Reader(tokenizer, **about.reader))
+    others = {name: (t, r) for name, (t, r, _) in asked.items()}
+    return Tuned(net.eval(), delta, method, about, task, Reader(tokenizer, **about.reader), others)
+
+
+def task_from(stored: Mapping[str, Any]) -> Task:
+    return Task(**{**stored, "labels": tuple(stored["labels"])})
 
 
 # ------------------------------------------------------------------------------------------------ export

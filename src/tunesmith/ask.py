@@ -13,7 +13,7 @@ import yaml
 from .artifact import describe, load
 from .dataset import Part, desk_records, known
 from .errors import Refusal
-from .job import probe_of
+from .judging import probe_of
 from .networks.decode import Sampling
 from .recipe import Recipe, recipe
 from .sources.table import Table
@@ -37,7 +37,7 @@ def evaluate(folder: Path, file: str) -> dict[str, Any]:
     known(tuned.task, found.examples(), "eval")
     task = replace(tuned.task, kind=kind_of(tuned.task.name, found.examples(), tuned.task.kind == "multi"))
     part = Part("eval", found, tuned.reader.encode(found.examples(), task), task)
-    table = Table(part.encoded.columns, tuned.task.name, device=tuned.net.device)
+    table = Table(part.encoded.columns, tuned.task.key, device=tuned.net.device)
     outcome = probe_of(part, table, tuned.reader, made).ask(tuned.net)
     return {"rows": len(part.examples), "loss": outcome.loss, "scores": dict(outcome.scores.values), "undefined": dict(outcome.scores.reasons)}
 

@@ -26,7 +26,7 @@ def card(recipe: Recipe, data: Dataset, record: Mapping[str, Any]) -> str:
     meta = {
         "base_model": published(data.source),
         "library_name": "tunesmith",
-        "pipeline_tag": PIPELINES[recipe.task],
+        **({"pipeline_tag": PIPELINES[recipe.task]} if recipe.task in PIPELINES else {}),
         "tags": ["tunesmith", recipe.method["kind"]],
     }
     rows = "\n".join(f"| {k} | {number(before.get(k))} | {number(v)} |" for k, v in after.items())
@@ -69,7 +69,8 @@ def beside(record: Mapping[str, Any]) -> str:
 
 
 def record_name(recipe: Recipe) -> str:
-    return "held-out rows" if isinstance(recipe.data.eval, float) else str(recipe.data.eval)
+    files = [one.data.eval for one in recipe.each().values()]
+    return ", ".join(dict.fromkeys("held-out rows" if isinstance(file, float) else str(file) for file in files))
 
 
 def number(value: Any) -> str:

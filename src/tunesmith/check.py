@@ -10,7 +10,8 @@ from . import machine
 from .advice import foresee
 from .advice.rehearsal import rehearse
 from .core import Ragged
-from .dataset import Dataset, Part, read_data, renderings, row_hash
+from .curriculum import read_all
+from .dataset import Dataset, Part, renderings, row_hash
 from .job import assemble
 from .progress import Reporter
 from .recipe import Recipe
@@ -27,20 +28,20 @@ class Report:
 
 def check(recipe: Recipe, reporter: Reporter) -> Report:
     """Reads the data, loads the model, attaches the method; trains nothing. Raises Refusal where `run` would."""
-    data = read_data(recipe)
+    data = read_all(recipe)
     resident = machine.resident_memory()
-    parts = [part for part in (data.train, data.eval, data.test) if part]
+    parts = {named(name, part, data): (part, one) for name, one in data.each.items() for part in (one.train, one.eval, one.test) if part}
     needed = foresee.memory(rehearse(recipe, data), resident)
     job = assemble(
         replace(recipe, dtype="fp32" if recipe.dtype == "auto" else recipe.dtype, kernel="matmul"), data, Shared().dressed(recipe, data), Reporter(quiet=True)
     )
     facts = {
         "format": data.train.format.name,
-        "rows": {part.name: len(part.examples) for part in parts},
-        "first_rows": renderings(data),
-        "labels": {part.name: labels(part) for part in parts} if data.task.labels else {},
-        "tokens": {part.name: tokens(part, data) for part in parts},
-        "overlap": overlap(data),
+        "rows": {name: len(part.examples) for name, (part, _) in parts.items()},
+        "first_rows": [line for one in data.each.values() for line in renderings(one)],
+        "labels": {name: labels(part) for name, (part, one) in parts.items() if one.task.labels},
+        "tokens": {name: tokens(part, one) for name, (part, one) in parts.items()},
+        "overlap": {named(name, k, data): n for name, one in data.each.items() for k, n in overlap(one).items()},
         "steps": job.run.total,
         "learning_rate": job.run.update.rate,  # type: ignore[attr-defined]
         "trainable_parameters": sum(p.numel() for p in job.delta.parameters().values()),
@@ -51,6 +52,11 @@ def check(recipe: Recipe, reporter: Reporter) -> Report:
         "notes": job.notes,
     }
     return Report(facts, warnings(facts, recipe))
+
+
+def named(task: str, part: Part | str, data: Dataset) -> str:
+    """Of several tasks, with the task before it."""
+    return (f"{task} " if data.parts else "") + (part if isinstance(part, str) else part.name)
 
 
 def labels(part: Part) -> dict[str, int]:
@@ -99,18 +105,21 @@ def warnings(facts: dict[str, Any], recipe: Recipe) -> list[str]:
     for name, count in facts["overlap"].items():
         if count:
             found.append(
-                f"{count} rows of {name.split('_')[0]} also stand in train" if name != "repeated_in_train" else f"{count} rows stand in train more than once"
+                f"{count} rows of {name.removesuffix('_in_train')} also stand in train"
+                if not name.endswith("repeated_in_train")
+                else f"{name.removesuffix('repeated_in_train')}{count} rows stand in train more than once"
             )
     for name, t in facts["tokens"].items():
         if t["rows_cut"]:
             found.append(f"{name}: {t['rows_cut']} rows are longer than max_length {t['max_length']}; {t['tokens_cut']} tokens are cut off")
-    balance = facts["labels"].get("train", {})
-    if balance and recipe.task == "classify":
+    for name, balance in facts["labels"].items():
+        if not name.endswith("train") or recipe.task != "classify":
+            continue
         common, rare = max(balance.values()), min(balance.values())
         if common >= 10 * rare:
             found.append(f"labels are uneven: {common} rows of one, {rare} of another; look at macro_f1, not accuracy")
         if len(balance) == 1:
             found.append("every training row has the same label: there is nothing to learn")
-    if not recipe.data.eval:
+    if not any(one.data.eval for one in recipe.each().values()):
         found.append("no data.eval: the result cannot be judged; data.eval=0.1 holds out a tenth")
     return found

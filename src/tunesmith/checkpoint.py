@@ -1,6 +1,6 @@
 """Checkpoints that survive being killed at any moment: written aside, synced, hashed, renamed; read only if every hash holds.
 
-    checkpoints/step-00000120/   delta.safetensors  objective.safetensors  source.safetensors  update.safetensors  state.json  manifest.json
+    checkpoints/step-00000120/   delta, objective, source, listeners, update .safetensors   state.json  manifest.json
 
 A folder counts if its manifest verifies. The newest that does is continued; a damaged one is named and passed over. Nothing
 is pickled. What is not in the folder is a function of the recipe, the seed and the step: row order, dropout, the schedule.
@@ -127,21 +127,25 @@ def damage(folder: Path) -> str:
 
 @dataclass
 class Checkpoints(Listener):
-    """Saves every `every` steps and at the end of a stage; keeps the newest `keep`. `said` hears what was passed over."""
+    """Saves every `every` steps and at the end of a stage; keeps the newest `keep`. `said` hears what was passed over.
+
+    A run goes on where all of its fingerprint is as it was, but for lists that have become longer (the stages of a sequence): `grew` says that one has.
+    """
 
     folder: Path
     fingerprint: Mapping[str, Any]
     every: int
     keep: int = 2
     said: list[str] = field(default_factory=list)
+    grew: bool = False
 
     def step(self, run: Run, record: Mapping[str, float]) -> None:
-        if run.halt or run.done % self.every == 0:
+        if run.done % self.every == 0 and run.done not in run.ends and not run.halt:
             self.save(run)
 
     def end(self, run: Run, stage: Stage) -> None:
-        if not (self.folder / name_of(run.done)).exists():
-            self.save(run)
+        """With all that the other listeners have made of the end of the stage."""
+        self.save(run)
 
     def save(self, run: Run) -> None:
         if not first():
@@ -150,8 +154,11 @@ class Checkpoints(Listener):
             "delta.safetensors": run.delta.state_dict(),
             "objective.safetensors": run.objective.state_dict(),
             "source.safetensors": remembered(run),
+            "listeners.safetensors": {f"{i}/{k}": t for i, listener in enumerate(run.listeners) for k, t in listener.tensors().items()},
             "update.safetensors": run.update.state_dict(),
-            "state.json": json.dumps({"done": run.done, "halt": run.halt, "fingerprint": self.fingerprint, "listeners": states(run)}).encode(),
+            "state.json": json.dumps(
+                {"done": run.done, "ended": run.ended, "halt": run.halt, "fingerprint": self.fingerprint, "listeners": states(run)}
+            ).encode(),
         }
         write_folder(self.folder / name_of(run.done), files)
         for old in self.found()[self.keep :]:
@@ -175,7 +182,7 @@ class Checkpoints(Listener):
 
     def load(self, run: Run, folder: Path) -> None:
         state = json.loads((folder / "state.json").read_text())
-        if changed := [k for k in self.fingerprint if state["fingerprint"].get(k) != self.fingerprint[k]]:
+        if changed := [k for k, new in self.fingerprint.items() if not goes_on(state["fingerprint"].get(k), new)]:
             lines = "; ".join(f"{k}: {state['fingerprint'].get(k)} -> {self.fingerprint[k]}" for k in changed)
             raise Refusal(
                 f"this run was started with another {', '.join(changed)}",
@@ -183,13 +190,30 @@ class Checkpoints(Listener):
                 why=lines,
                 fix="--fresh to start anew, or another `out`",
             )
-        run.delta.load_state_dict(load_file(folder / "delta.safetensors"))
-        run.objective.load_state_dict(load_file(folder / "objective.safetensors"))
+        self.grew = state["fingerprint"] != self.fingerprint
+        fitting = grown if self.grew else lambda stored, here: stored
+        run.delta.load_state_dict(fitting(load_file(folder / "delta.safetensors"), run.delta.state_dict()))
+        run.objective.load_state_dict(fitting(load_file(folder / "objective.safetensors"), run.objective.state_dict()))
         remind(run, load_file(folder / "source.safetensors"))
-        run.update.load_state_dict(load_file(folder / "update.safetensors"))
-        run.done, run.halt = state["done"], state["halt"]
-        for listener, kept in zip(run.listeners, state["listeners"], strict=True):
+        if not self.grew:  # else a stage begins, and the optimiser with it
+            run.update.load_state_dict(load_file(folder / "update.safetensors"))
+        run.done, run.ended, run.halt = state["done"], state["ended"], state["halt"]
+        held = load_file(folder / "listeners.safetensors")
+        for i, (listener, kept) in enumerate(zip(run.listeners, state["listeners"], strict=True)):
             listener.restore(kept)
+            listener.recall(told_of(held, f"{i}/"))
+
+
+def goes_on(old: Any, new: Any) -> bool:
+    return old == new or (isinstance(old, list) and isinstance(new, list) and old == new[: len(old)])
+
+
+def grown(stored: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What was stored, in tensors of the size that they have now: what is new in them stays as it was made (a head with more labels)."""
+    found = {name: tensor.clone() for name, tensor in here.items()}
+    for name, old in stored.items():
+        found[name][tuple(slice(n) for n in old.shape)] = old.to(found[name].device)
+    return found
 
 
 def name_of(step: int) -> str:
@@ -209,7 +233,11 @@ def remind(run: Run, state: Mapping[str, Tensor]) -> None:
     """The inverse of `remembered`."""
     for stage in run.stream:
         if isinstance(stage.train, Remembering):
-            stage.train.load_state_dict({k.partition("/")[2]: t for k, t in state.items() if k.startswith(f"{stage.name}/")})
+            stage.train.load_state_dict(told_of(state, f"{stage.name}/"))
+
+
+def told_of(state: Mapping[str, Tensor], who: str) -> dict[str, Tensor]:
+    return {k.removeprefix(who): t for k, t in state.items() if k.startswith(who)}
 
 
 def owned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ from .data import desk
 from .environments import environment
 from .errors import Refusal
 from .networks.load import Origin, load_config, load_tokenizer, origin
-from .recipe import Data, Recipe
+from .recipe import Recipe
+from .sections import Data
 from .sources.text.encode import Encoded, Reader
 from .sources.text.examples import Example
 from .sources.text.formats import Format, detect, preview
@@ -47,7 +48,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All that a recipe's data is, ready for any network of its tokenizer."""
+    """All that a recipe's data is, ready for any network of its tokenizer.
+
+    parts   of several tasks, or of one that arrives in stages, the data of each (curriculum.py); the rest is then what they are together, or the first's
+    """
 
     task: Task
     reader: Reader
@@ -56,6 +60,12 @@ class Dataset:
     eval: Part | None
     test: Part | None
     notes: list[str] = field(default_factory=list)
+    parts: Mapping[str, Dataset] = field(default_factory=dict)
+
+    @property
+    def each(self) -> Mapping[str, Dataset]:
+        """By task; of one task, itself."""
+        return self.parts or {self.task.key: self}
 
     @property
     def fingerprint(self) -> str:
@@ -67,16 +77,35 @@ class Dataset:
         return hashed.hexdigest()
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The files of a task, before labels are counted and texts tokenised, by part."""
+
+    records: dict[str, Records]
+    formats: dict[str, Format]
+    examples: dict[str, list[Example]]
+
+
 def read_data(recipe: Recipe) -> Dataset:
-    """Raises Refusal on anything in the files that cannot be learnt from, before a weight is loaded."""
+    """Of a recipe with one task. Raises Refusal on anything in the files that cannot be learnt from, before a weight is loaded."""
+    rows = read_rows(recipe)
+    return made_of(recipe, rows, task_of(recipe.task, rows.examples["train"], recipe.data.multi_label))
+
+
+def read_rows(recipe: Recipe) -> Rows:
     names = ("train",) if recipe.data.inner else ("train", "eval", "test")
-    formats = {name: found for name in names if (found := read_part(recipe, name))}
+    records = {name: found for name in names if (found := read_part(recipe, name))}
+    formats = {name: formatted(recipe, found) for name, found in records.items()}
     examples = {name: found.examples() for name, found in formats.items()}
     examples["train"], held = sample(recipe.data, examples["train"])
     examples["train"] = recipe.built_stream().draw(examples["train"], recipe.seed)
     if held:
-        formats["eval"], examples["eval"] = formats["train"], held
-    task = task_of(recipe.task, examples["train"], recipe.data.multi_label)
+        records["eval"], formats["eval"], examples["eval"] = records["train"], formats["train"], held
+    return Rows(records, formats, examples)
+
+
+def made_of(recipe: Recipe, rows: Rows, task: Task) -> Dataset:
+    formats, examples = rows.formats, dict(rows.examples)
     source = origin(recipe.model.name, recipe.model.revision, recipe.model.bits, recipe.model.blocks)
     reader = reader_for(recipe, source)
     for name in examples:
@@ -89,7 +118,7 @@ def read_data(recipe: Recipe) -> Dataset:
     return Dataset(task, reader, source, parts["train"], parts.get("eval"), parts.get("test"), list(dict.fromkeys(notes)))
 
 
-def read_part(recipe: Recipe, name: str) -> Format | None:
+def read_part(recipe: Recipe, name: str) -> Records | None:
     """One of train, eval, test; None where the recipe names none."""
     given = getattr(recipe.data, name)
     if given is None or isinstance(given, float):
@@ -97,11 +126,14 @@ def read_part(recipe: Recipe, name: str) -> Format | None:
     d = recipe.data
     split = {"train": "train", "eval": "validation", "test": "test"}[name]
     embedded = EMBEDDED.get(given.partition("/")[0])
-    records = embedded(given, recipe, name) if embedded else None
-    if records is None:
-        records = read(given, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split=split, where_key=f"data.{name}")
-    columns = d.columns or None
-    return detect(records, recipe.task, columns, multi_label=d.multi_label, bad_rows=d.bad_rows, repair=d.repair)
+    if embedded:
+        return embedded(given, recipe, name)
+    return read(given, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split=split, where_key=f"data.{name}")
+
+
+def formatted(recipe: Recipe, records: Records) -> Format:
+    d = recipe.data
+    return detect(records, recipe.task, d.columns or None, multi_label=d.multi_label, bad_rows=d.bad_rows, repair=d.repair)
 
 
 def unlabelled(recipe: Recipe, task: Task, columns: Mapping[str, str], known: Sequence[Example]) -> list[Example]:

@@ -17,7 +17,7 @@ from .embedding import vectors
 from .errors import Refusal
 from .networks.load import load_config, load_network, load_tokenizer, origin
 from .networks.transformer import Transformer
-from .sources.features import Features
+from .sources.enriched import Enriched
 from .sources.table import Table
 from .sources.text.encode import Reader
 from .sources.text.examples import Related
@@ -77,7 +77,7 @@ def embedded_by_base(delta: Delta, net: Network, batch: Batch) -> Tensor:
         return net.pooled(batch)
 
 
-def guided(source: Table | Features | Witness, setting: Setting) -> Witness:
+def guided(source: Table | Enriched, setting: Setting) -> Witness:
     """guide (B, D): what the base, or another model, makes of each text; asked once."""
     name, told = setting.recipe.objective["guide"], setting.told("guide, once")
     if name == "base":

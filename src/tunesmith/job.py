@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
-from .core import Delta, Method, Objective, Ragged, Run, Stage
+from .core import Delta, Listener, Method, Objective, Ragged, Run
+from .curriculum import known_after
 from .dataset import Dataset, Part
 from .embedder import guided
 from .errors import Refusal
 from .evaluate.evaluate import Probe
-from .networks.decode import Sampling
+from .judging import probe_of_all
+from .listeners import Afresh, Opening
 from .networks.precision import DTYPES, Choice, Sizes, choose
 from .networks.transformer import Transformer
+from .objectives.together import Together
 from .parallel import told
-from .predicting import write
 from .progress import Reporter
 from .recipe import Recipe, objective
 from .reference import other_reference, others, reference
 from .reinforcement import foreseen as playable
-from .reinforcement import judge, notes, rollouts
+from .reinforcement import notes, rollouts
 from .shared import Shared
-from .sources.answers import Answers
+from .sources.enriched import Enriched
 from .sources.features import Features
 from .sources.rollouts import Rollouts
+from .sources.streams import Mixed, Plan
 from .sources.table import Table
-from .sources.text.encode import Reader
-from .sources.text.examples import Dialogue
-from .sources.witness import Witness
 from .teaching.columns import foreseen as teachable
 from .teaching.columns import taught
 from .teaching.written import Written
 from .updates import Descend, Form
 
-Rows = Table | Features | Witness | Answers | Written  # a table, as it is or with more columns
+Rows = Table | Enriched | Written  # a table, as it is or with more columns
 Stream = Rows | Rollouts  # what is trained on
 
 
@@ -55,6 +56,7 @@ class Job:
     probe: Probe | None
     test: Probe | None
     notes: list[str] = field(default_factory=list)
+    listeners: Sequence[Listener] = ()  # that belong to what is trained, before those that watch
 
 
 # ------------------------------------------------------------------------------------------------ build
@@ -63,31 +65,68 @@ class Job:
 def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter, shared: Shared | None = None) -> Job:
     """Attach the method and put the five nouns together."""
     shared = shared or Shared()
-    method, learn = recipe.built_method(), agreed(recipe, data)
+    method, strategy, stream, learn = recipe.built_method(), recipe.built_strategy(), recipe.built_stream(), agreed(recipe, data)
+    learns = {name: learn.of(one.task.key) for name, one in data.each.items()}
     torch.manual_seed(recipe.seed)
-    delta = method.attach(net, keep=shared.keeps or bool({"reference", "guide"} & learn.needs))
+    delta = method.attach(net, keep=shared.keeps or any({"reference", "guide"} & one.needs for one in learns.values()))
+    strategy.meet(net, delta, {one.task.key: one.task.kind for one in data.each.values()})
+    learn = strategy.objective(learn)
     learn.to(net.device).meet(net)
     net.recompute(recipe.recompute)
-    fits(data, net, method.positions)
-    table = Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed, net.device)
-    choice = told(lambda: choose(sizes(net, table), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel))
+    tables = tables_of(recipe, data, net.device)
+    for one in data.each.values():
+        fits(one, net, method.positions)
+    choice = told(lambda: choose(sizes(net, list(tables.values())), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel))
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute, keep=shared.keeps)
-    above = Above(net, delta, data, shared, reporter)
-    setting = Setting(recipe, data, net, delta, learn, reporter, shared)
-    source = enriched(above.cached("train", table), learn.needs, setting)
-    stage = Stage("train", source, *lengths(recipe, table, source.period))
+    each = recipe.each()
+    settings = {name: Setting(each.get(name, recipe), one, net, delta, learns[name], reporter, shared) for name, one in data.each.items()}
+    above = {name: Above(net, delta, one, shared, reporter, f"{name}/" if data.parts else "") for name, one in data.each.items()}
+    sources = {name: enriched(above[name].cached("train", table), learns[name].needs, settings[name]) for name, table in tables.items()}
+    stages = stream.stages(sources, Plan(partial(lengths, recipe), strategy.source, strategy.joins, recipe.seed))
     u = recipe.update
-    update = Descend(u.rate or default_rate(method, net, learn), u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form_of(recipe, learn))
-    run = Run(net, delta, learn, [stage], update, seed=recipe.seed)
-    probed = JUDGES.get(recipe.objective["kind"], by_labels)
-    probes = [probed(part, enriched(above.of(part), learn.judges, setting), setting) if part else None for part in (data.eval, data.test)]
-    said = NOTES[recipe.objective["kind"]](recipe, learn, stage.steps) if recipe.objective["kind"] in NOTES else []
-    return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said])
+    rate, form = u.rate or default_rate(method, net, learn), strategy.form(form_of(recipe, learn))
+    run = Run(net, delta, learn, stages, Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
+    judged = lambda name, part: enriched(above[name].of(part), learns[name].judges, settings[name])
+    probes = [probe_of_all(part, data, judged, settings) for part in ("eval", "test")]
+    listeners = [Afresh(), *([Opening(net, data.task.key, known)] if (known := growing(recipe, data)) else []), strategy]
+    said = [line for one in each.values() if one.objective["kind"] in NOTES for line in NOTES[one.objective["kind"]](one, learn, run.total)]
+    return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said], listeners)
+
+
+def tables_of(recipe: Recipe, data: Dataset, device: torch.device) -> dict[str, Table]:
+    """The training rows of each task, with as many in a batch as the stream has it."""
+    rows = {name: len(one.train.examples) for name, one in data.each.items()}
+    sizes = recipe.built_stream().sizes(rows, recipe.update.batch, recipe.built_strategy().joins)
+    return {name: Table(one.train.encoded.columns, one.task.key, sizes[name], recipe.seed, device) for name, one in data.each.items()}
+
+
+def growing(recipe: Recipe, data: Dataset) -> list[int]:
+    """How many labels a head that all parts share knows after each; none where it knows all from the first."""
+    apart = len({one.task.key for one in data.parts.values()}) != 1
+    if not recipe.built_stream().grows or recipe.built_strategy().joins or apart or not data.task.labels:
+        return []
+    return known_after(data)
 
 
 def agreed(recipe: Recipe, data: Dataset) -> Objective:
     """The objective of a recipe on its rows. Raises Refusal, before weights are loaded, where one cannot serve the other."""
+    each, stream = recipe.each(), recipe.built_stream()
+    found = {one.task.key: agreed_for_one(each.get(name, recipe), one) for name, one in data.each.items()}
+    recipe.built_method().foreseen(asdict(recipe.model))
+    form_of(recipe, next(iter(found.values())))
+    if len(found) == 1:
+        return next(iter(found.values()))
+    weights = {one.task.key: recipe.tasks[name].weight if name in recipe.tasks else 1.0 for name, one in data.each.items()}
+    return Together(found, weights, stream.mean if isinstance(stream, Mixed) else "task")
+
+
+def form_of(recipe: Recipe, learn: Objective) -> Form:
+    """How the gradient is formed; where the recipe does not say, as the objective asks."""
+    return recipe.built_update("gradcache" if learn.whole else "descend")
+
+
+def agreed_for_one(recipe: Recipe, data: Dataset) -> Objective:
     learn = objective(data.task.kind, recipe.objective)
     learn.accept(data.train.encoded.columns, recipe.update.batch)
     if recipe.built_method().needs_head and not data.task.outputs and recipe.task != "generate":
@@ -98,16 +137,9 @@ def agreed(recipe: Recipe, data: Dataset) -> Objective:
         )
     if learn.whole and recipe.update.kind == "descend":
         raise Refusal("`update: descend` and an objective in which all rows of a batch see each other", where="update.kind", fix="update: gradcache")
-    form_of(recipe, learn)
-    recipe.built_method().foreseen(asdict(recipe.model))
     for column in learn.needs & FORESEEN.keys():
         FORESEEN[column](recipe, data, learn)
     return learn
-
-
-def form_of(recipe: Recipe, learn: Objective) -> Form:
-    """How the gradient is formed; where the recipe does not say, as the objective asks."""
-    return recipe.built_update("gradcache" if learn.whole else "descend")
 
 
 @dataclass(frozen=True)
@@ -143,7 +175,6 @@ ADDED: dict[str, Callable[[Any, Setting], Stream]] = {  # column -> the source t
     "reference": reference,
     "teacher": taught,
 }
-JUDGES: dict[str, Callable[[Part, Any, Setting], Probe]] = {"reinforce": judge}  # objective -> how its runs are judged, where not by labels
 FORESEEN: dict[str, Callable[[Recipe, Dataset, Any], None]] = {
     "advantage": playable,
     "teacher": teachable,
@@ -178,10 +209,10 @@ def fits(data: Dataset, net: Transformer, before: int) -> None:
         )
 
 
-def sizes(net: Transformer, table: Table) -> Sizes:
-    mean, a = sum(table.lengths) / len(table), net.anatomy
+def sizes(net: Transformer, tables: Sequence[Table]) -> Sizes:
+    rows, tokens, a = sum(map(len, tables)), sum(sum(table.lengths) for table in tables), net.anatomy
     heads = net.model.config.num_attention_heads
-    return Sizes(round(sum(table.lengths) / len(table.examples) * table.size), round(mean), a.width, heads, a.head_dim)
+    return Sizes(round(tokens / sum(len(table.examples) for table in tables) * max(t.size for t in tables)), round(tokens / rows), a.width, heads, a.head_dim)
 
 
 @dataclass(frozen=True)
@@ -193,6 +224,7 @@ class Above:
     data: Dataset
     shared: Shared
     reporter: Reporter
+    before: str = ""  # the names of its parts
 
     def cached(self, part: str, table: Table) -> Table | Features:
         floor, depth = self.delta.lowest, self.net.anatomy.depth
@@ -200,11 +232,11 @@ class Above:
             self.shared.states.clear()
             return table
         pooled = floor == depth and self.data.task.name in ("classify", "score")
-        store = self.shared.store(part, self.data, self.net, floor, pooled)
+        store = self.shared.store(self.before + part, self.data, self.net, floor, pooled)
         return Features(table, floor, pooled, bar_of(self.reporter, "frozen blocks, once"), store)
 
     def of(self, part: Part) -> Table | Features:
-        return self.cached(part.name, Table(part.encoded.columns, self.data.task.name, device=self.net.device))
+        return self.cached(part.name, Table(part.encoded.columns, self.data.task.key, device=self.net.device))
 
 
 def bar_of(reporter: Reporter, what: str) -> Callable[[int, int], None]:
@@ -223,49 +255,14 @@ def bar_of(reporter: Reporter, what: str) -> Callable[[int, int], None]:
     return told
 
 
-def lengths(recipe: Recipe, table: Table, period: int) -> tuple[int, int]:
+def lengths(recipe: Recipe, tables: Sequence[Table], period: int) -> tuple[int, int]:
     """Steps in all, and an epoch. Default: the stream's steps, or three epochs. A time budget ends the run itself; its steps are only a bound."""
     b = recipe.budget
     unsaid = not (b.epochs or b.examples or b.tokens or b.minutes)
     if steps := b.steps or (recipe.built_stream().steps if unsaid else None):
         return steps, period
     if b.examples:
-        return math.ceil(b.examples / table.size), period
+        return math.ceil(b.examples / recipe.update.batch), period
     if b.tokens:
-        return max(1, math.ceil(b.tokens / (sum(table.lengths) / table.period))), period
+        return max(1, math.ceil(b.tokens / (sum(sum(table.lengths) for table in tables) / period))), period
     return max(1, math.ceil((b.epochs or (10_000 if b.minutes else 3)) * period)), period
-
-
-def by_labels(part: Part, source: Rows, setting: Setting) -> Probe:
-    return probe_of(part, source, setting.data.reader, setting.recipe)
-
-
-def probe_of(part: Part, source: Rows, reader: Reader, recipe: Recipe) -> Probe:
-    """A part that can be asked about; its rows come from the source."""
-    return Probe(part.name, source.once, part.task.kind, part.task.labels, references(part, part.task.kind), writer(part, reader, recipe))
-
-
-def references(part: Part, kind: str) -> list[Any]:
-    examples: Any = part.examples
-    ways = {
-        "single": lambda e: e.labels[0],
-        "multi": lambda e: e.labels,
-        "score": lambda e: e.score,
-        "tag": lambda e: list(e.tags),
-        "generate": lambda e: e.turns[-1].content if isinstance(e, Dialogue) else e.text,
-        "preferred": lambda e: e.chosen.turns[-1].content,
-        "reward": lambda e: e.chosen.turns[-1].content,
-        "judged": lambda e: e.good,
-        "pairs": lambda e: 1,
-        "similar": lambda e: e.score,
-        "grouped": lambda e: e.label,
-        "texts": lambda e: None,
-    }
-    return [ways[kind](e) for e in examples]
-
-
-def writer(part: Part, reader: Reader, recipe: Recipe) -> Callable[[Any], list[str]] | None:
-    """For dialogues: what the model answers to the first few; plain text is judged by its perplexity."""
-    first: list[Any] = list(part.examples[: recipe.evaluate.samples])
-    asked = [d.turns[:-1] for d in (getattr(e, "chosen", e) for e in first) if isinstance(d, Dialogue) and recipe.task == "generate"]
-    return (lambda net: write(net, reader, asked, Sampling(recipe.evaluate.max_new_tokens))) if asked else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .core import Listener, Run
+from .core import Listener, Network, Run, Stage
 from .errors import Interrupted
 from .evaluate.evaluate import Outcome, Probe
 from .evaluate.metrics import better
+from .networks.heads import Head
 from .parallel import any_of, first, told
 
 PASSED_ON = 2.0  # seconds
@@ -38,7 +39,7 @@ class Evaluate(Listener):
     fresh: Outcome | None = None
 
     def step(self, run: Run, record: Mapping[str, float]) -> None:
-        if run.done % self.every == 0 or run.done == run.total:
+        if run.done % self.every == 0 or run.done in run.ends:
             self.ask(run)
 
     def ask(self, run: Run) -> dict[str, Any]:
@@ -85,6 +86,34 @@ def whole(line: str) -> bool:
         return "step" in json.loads(line)
     except ValueError:
         return False
+
+
+class Afresh(Listener):
+    """Each stage starts with an optimiser that remembers nothing of the one before."""
+
+    def begin(self, run: Run, stage: Stage) -> None:
+        if run.done in (0, *run.ends):
+            run.update.prepare(run)  # type: ignore[attr-defined]
+
+
+@dataclass
+class Opening(Listener):
+    """A head to which labels come: with each stage it knows the next of them (`known`, so many after each)."""
+
+    net: Network
+    task: str
+    known: Sequence[int]
+
+    def begin(self, run: Run, stage: Stage) -> None:
+        head = self.net.heads[self.task]
+        assert isinstance(head, Head)
+        head.open = self.known[run.stream.index(stage)]
+
+
+def is_open(net: Network, task: str, label: int) -> bool:
+    """Whether the head of a task knows this label yet."""
+    head = net.heads[task] if task in net.heads else None  # noqa: SIM401 - a ModuleDict has no get
+    return not isinstance(head, Head) or head.open is None or label < head.open
 
 
 @dataclass

@@ -31,7 +31,7 @@ def classified(texts: Sequence[Any]) -> list[Classified]:
 def outputs(tuned: Tuned, texts: Sequence[Any], batch: int) -> list[torch.Tensor]:
     """(C,) a text, in order."""
     rows = [Scored(e.text, e.pair, 0.0, e.row) for e in classified(texts)]
-    table = Table(tuned.reader.encode(rows, Task("score", "score")).columns, tuned.task.name, device=tuned.net.device)
+    table = Table(tuned.reader.encode(rows, Task("score", "score")).columns, tuned.task.key, device=tuned.net.device)
     found: dict[int, torch.Tensor] = {}
     for b in table.once(tokens=batch):
         found |= zip(b["row"].tolist(), tuned.net.logits(b).float().cpu(), strict=True)
@@ -58,7 +58,7 @@ def predict_tags(tuned: Tuned, texts: Sequence[str], sampling: Sampling, batch: 
     places = [cut(t) for t in texts]
     rows = [words(t, p, i) for i, (t, p) in enumerate(zip(texts, places, strict=True))]
     encoded = tuned.reader.encode(rows, tuned.task)
-    table = Table(encoded.columns, tuned.task.name, device=tuned.net.device)
+    table = Table(encoded.columns, tuned.task.key, device=tuned.net.device)
     found: list[dict[str, Any]] = [{"entities": []} for _ in texts]
     for b in table.once(tokens=batch):
         parts = tuned.net.logits(b).argmax(-1).split(list(b.ragged("at").lengths))

@@ -22,7 +22,7 @@ def predict_reward(tuned: Tuned, asked: Sequence[Any], sampling: Sampling, batch
     """The reward of each [prompt, answer], or list of messages that ends with an answer. Only differences between answers to one prompt mean something."""
     columns, _ = answered(tuned.reader, [dialogue(a, i) for i, a in enumerate(asked)])
     found: dict[int, float] = {}
-    for b in Table(columns, tuned.task.name, device=tuned.net.device).once(tokens=batch):
+    for b in Table(columns, tuned.task.key, device=tuned.net.device).once(tokens=batch):
         found |= zip(b["row"].tolist(), tuned.net.logits(b)[:, 0].float().tolist(), strict=True)
     return [{"reward": found[i]} for i in range(len(asked))]
 

@@ -9,13 +9,17 @@ from typing import Any
 
 from . import machine
 from .artifact import Description
-from .dataset import Part, asked
+from .dataset import Dataset, Part, asked
 from .evaluate.evaluate import Outcome
-from .job import Job, references
+from .evaluate.several import matrix_of, remembered
+from .job import Job
+from .judging import references
 from .listeners import Clock, Evaluate
 from .recipe import Recipe
 from .shared import head_spec
+from .sources.streams import InTurn
 
+READS = ("max_length", "types", "seq2seq", "template", "learn_prompt", "prompts")  # of a Reader, besides its tokenizer
 SHOWN = 400  # characters of a row in predictions.jsonl
 
 
@@ -24,22 +28,47 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in recipe.plain().items() if k not in ("out", "checkpoint", "threads", "dtype", "kernel")}
 
 
-def predictions(part: Part, after: Outcome) -> str:
-    """One line a row that was judged: what it asked, what was expected and predicted, and its shares of the main metric."""
+def predictions(part: Part, after: Outcome, task: str = "") -> str:
+    """One line a row that was judged: of which of several tasks, what it asked, what was expected and predicted, and its shares of the main metric."""
     expected = references(part, part.task.kind)
     lines = []
     for i, example in enumerate(part.examples):
-        line = {"row": i, "asked": asked(example)[:SHOWN], "expected": expected[i], "predicted": after.predictions[i] if i < len(after.predictions) else None}
+        line = {
+            **({"task": task} if task else {}),
+            "row": i,
+            "asked": asked(example)[:SHOWN],
+            "expected": expected[i],
+            "predicted": after.predictions[i] if i < len(after.predictions) else None,
+        }
         lines.append(json.dumps({**line, "shares": after.shares[i] if after.shares else None}, ensure_ascii=False) + "\n")
     return "".join(lines)
 
 
 def description(job: Job) -> Description:
     r, reader = job.recipe, job.data.reader
-    texts = {k: getattr(reader, k) for k in ("max_length", "types", "seq2seq", "template", "learn_prompt", "prompts")}
+    texts = {k: getattr(reader, k) for k in READS}
     head = {k: v for k, v in asdict(head_spec(r, job.data)).items() if k != "classes"}
     method = {**asdict(job.method.settled()), "kind": r.method["kind"]}  # type: ignore[call-overload]
-    return Description(asdict(r.model), asdict(job.data.task), method, head, job.net.pool, texts, job.choice.dtype, job.choice.kernel)
+    tasks = (
+        {name: asked_of(r.each().get(name, r), one) for name, one in job.data.each.items()} if len({one.task.key for one in job.data.each.values()}) > 1 else {}
+    )
+    return Description(asdict(r.model), asdict(job.data.task), method, head, job.net.pool, texts, job.choice.dtype, job.choice.kernel, tasks)
+
+
+def asked_of(recipe: Recipe, data: Dataset) -> dict[str, Any]:
+    """One of several tasks, as the artifact names it: what is asked, its head, how its texts are read."""
+    head = {k: v for k, v in asdict(head_spec(recipe, data)).items() if k != "classes"}
+    return {"task": asdict(data.task), "head": head, "reader": {k: getattr(data.reader, k) for k in READS}}
+
+
+def sequence(job: Job, watch: Evaluate | None, after: Outcome | None) -> dict[str, Any]:
+    """Of tasks that came one after the other: the matrix stage x task of the main metric, and what it says (several.remembered)."""
+    if not (watch and after and isinstance(job.recipe.built_stream(), InTurn)):
+        return {}
+    names = list(job.data.parts)
+    matrix, before = matrix_of(watch.history, job.run.ends, names, after.scores.main)
+    whole = {} if len(matrix) < len(names) else remembered(matrix, before)
+    return {"sequence": {"tasks": names, "metric": after.scores.main, "matrix": matrix, "before": before, **whole}}
 
 
 def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Clock) -> dict[str, Any]:
@@ -51,6 +80,7 @@ def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Cl
         "method": r.method["kind"],
         "objective": r.objective["kind"],
         "stream": r.stream["kind"],
+        "strategy": r.strategy["kind"],
         "seed": r.seed,
         "metric": after.scores.main if after else None,
         "before": before,
@@ -69,7 +99,9 @@ def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Cl
         "learning_rate": job.run.update.rate,  # type: ignore[attr-defined]
         "dtype": job.choice.dtype,
         "kernel": job.choice.kernel,
-        "train_rows": len(job.data.train.examples),
+        "train_rows": sum(len(one.train.examples) for one in job.data.each.values()),
+        "stages": list(job.data.parts),
+        **sequence(job, watch, after),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe": identity(r),
     }

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from .core import Batch, Network, Ragged
 from .objectives.prefer import answer_logp, other_logp, prompts
-from .sources.features import Features
+from .sources.enriched import Enriched
 from .sources.table import Table
 from .sources.witness import Witness
 
 if TYPE_CHECKING:
     from .job import Setting
 
-Asked = Table | Features | Witness
+Asked = Table | Enriched
 
 
 def reference(source: Asked, setting: Setting) -> Witness:
@@ -43,19 +43,13 @@ def asked_of_base(source: Asked, setting: Setting, column: str, ask: Callable[[N
 
 def others(source: Asked, setting: Setting) -> Asked:
     """other, other_label (Ragged), for decoders other_at: each row's prompt with the answer to another one."""
-    return widened(source, elsewhere(table_of(source).columns))
-
-
-def table_of(source: Asked) -> Table:
-    return source if isinstance(source, Table) else source.table
+    return widened(source, elsewhere(source.table.columns))
 
 
 def widened(source: Asked, columns: Mapping[str, Ragged]) -> Asked:
     """The source with more columns in its table."""
     if isinstance(source, Table):
         return replace(source, columns={**source.columns, **columns})
-    if isinstance(source, Features):
-        return replace(source, table=replace(source.table, columns={**source.table.columns, **columns}))
     return replace(source, source=widened(source.source, columns))
 
 

@@ -17,7 +17,6 @@ from .recipe import Recipe
 from .rewards import reward
 from .sources.advantages import Estimator
 from .sources.rollouts import Plan, Rollouts
-from .sources.table import Table
 from .updates.descend import pieces
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ def rollouts(source: Any, setting: Setting) -> Rollouts:
 
 
 def built(source: Any, part: Part, setting: Setting) -> Rollouts:
-    table = source if isinstance(source, Table) else source.table
     recipe, learn = setting.recipe, setting.objective
     assert isinstance(learn, Reinforce)
     a, say = learn.row, lambda text: setting.reporter.say(text, "yellow")
@@ -57,7 +55,7 @@ def built(source: Any, part: Part, setting: Setting) -> Rollouts:
     )  # fmt: skip
     estimator = Estimator(a.baseline, a.scale, a.whiten, learn.discount, learn.trace)  # type: ignore[arg-type]
     play = (answers if learn.environment is None else games)(part, setting, say)
-    return Rollouts(table, plan, estimator, play, learn.read, partial(setting.delta.absent, cast=True), partial(pieces, tokens=recipe.update.micro), say)
+    return Rollouts(source.table, plan, estimator, play, learn.read, partial(setting.delta.absent, cast=True), partial(pieces, tokens=recipe.update.micro), say)
 
 
 def judge(part: Part, source: Any, setting: Setting) -> Probe:
@@ -69,7 +67,7 @@ def judge(part: Part, source: Any, setting: Setting) -> Probe:
         said = {name: value for name, value in batch.said.items() if name != "beta"}
         return Outcome(Scores.of(said), [s.text for s in samples], -said["reward"], [(sum(s.scores), 1.0) for s in samples])
 
-    return Probe(part.name, source.once, "rewarded", (), [None] * len(part.examples), measure=measure)
+    return Probe(part.name, source.once, "measured", (), [None] * len(part.examples), measure=measure)
 
 
 def chunks(batch: Batch) -> list[list[int]]:

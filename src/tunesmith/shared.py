@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from .dataset import Dataset, read_data
+from .curriculum import read_all
+from .dataset import Dataset
 from .networks.load import HeadSpec, add_head, load_network
 from .networks.transformer import Transformer
 from .recipe import Recipe
@@ -25,6 +26,13 @@ def device_of(recipe: Recipe) -> torch.device:
 
 def head_spec(recipe: Recipe, data: Dataset) -> HeadSpec:
     return HeadSpec(data.task.outputs, recipe.head.kind, recipe.head.hidden, recipe.head.dropout)
+
+
+def add_heads(net: Transformer, recipe: Recipe, data: Dataset) -> None:
+    """Those of all tasks; tasks of one key share one."""
+    for name, one in data.each.items():
+        if one.task.outputs and one.task.key not in net.heads:
+            add_head(net, one.task.key, head_spec(recipe.each().get(name, recipe), one), recipe.seed)
 
 
 @dataclass
@@ -45,11 +53,12 @@ class Shared:
 
     def data(self, recipe: Recipe) -> Dataset:
         if not self.keeps:
-            return read_data(recipe)
+            return read_all(recipe)
         seed = recipe.seed if recipe.built_stream().draws else None
-        key = json.dumps([asdict(recipe.model), recipe.task, asdict(recipe.data), dict(recipe.stream), seed, recipe.built_method().positions])
+        tasks = {name: asdict(task) for name, task in recipe.tasks.items()}
+        key = json.dumps([asdict(recipe.model), recipe.task, asdict(recipe.data), tasks, dict(recipe.stream), seed, recipe.built_method().positions])
         if key not in self.rows:
-            self.rows[key] = read_data(recipe)
+            self.rows[key] = read_all(recipe)
         return self.rows[key]
 
     @contextmanager
@@ -64,20 +73,17 @@ class Shared:
             self.base = None
 
     def dressed(self, recipe: Recipe, data: Dataset) -> Transformer:
-        key = json.dumps([asdict(recipe.model), recipe.task == "generate", recipe.dropout, str(device_of(recipe))])
+        key = json.dumps([asdict(recipe.model), recipe.generates, recipe.dropout, str(device_of(recipe))])
         if self.base is None or self.base[0] != key:
             self.base = None  # before the next is loaded
-            net = load_network(
-                data.source, generates=recipe.task == "generate", device=device_of(recipe), dropout=recipe.dropout, tokenizer=data.reader.tokenizer
-            )
+            net = load_network(data.source, generates=recipe.generates, device=device_of(recipe), dropout=recipe.dropout, tokenizer=data.reader.tokenizer)
             self.base = (key, net, net.pool)
         _, net, pool = self.base
         net.eval()
         net.heads.clear()
         net.compute, net.room.kernel = torch.float32, "matmul"
         net.pool, net.labels = recipe.head.pool or pool, data.task.labels  # type: ignore[assignment]
-        if data.task.outputs:
-            add_head(net, data.task.name, head_spec(recipe, data), recipe.seed)
+        add_heads(net, recipe, data)
         return net
 
     def store(self, part: str, data: Dataset, net: Transformer, floor: int, pooled: bool) -> dict[int, Tensor]:

@@ -29,11 +29,7 @@ from .progress import Reporter
 from .recipe import Recipe
 from .record import description, identity, predictions, record_of
 from .shared import Shared
-from .sources.answers import Answers
-from .sources.features import Features
-from .sources.witness import Witness
 from .teaching.report import deployment
-from .teaching.written import Written
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def run(recipe: Recipe, reporter: Reporter | None = None, *, fresh: bool = False
             start_anew(folder)
         recipe = parallel.told(lambda: as_begun(recipe, folder))
         done = parallel.told(lambda: finished(recipe, folder))
-        if done:
+        if done and not added(recipe, done, company or Company()):
             reporter.say(f"{folder} is finished; --fresh trains anew")
             return done
         return train(recipe, folder, reporter, company or Company())
@@ -124,12 +120,17 @@ def finished(recipe: Recipe, folder: Path) -> Result | None:
     return Result(folder, record) if record.get("recipe") == identity(recipe) else None
 
 
+def added(recipe: Recipe, done: Result, company: Company) -> bool:
+    """Whether tasks have come to a sequence since it was over, without a word in its recipe: in its file."""
+    return recipe.built_stream().grows and list(company.shared.data(recipe).parts) != done["stages"]
+
+
 def train(recipe: Recipe, folder: Path, reporter: Reporter, company: Company) -> Result:
     data = company.shared.data(recipe)
     agreed(recipe, data)  # refused, if it must be, before a weight is loaded
-    reporter.say(
-        f"data: {data.train.format.name}, {len(data.train.examples)} rows to learn from" + (f", {len(data.eval.examples)} to judge by" if data.eval else "")
-    )
+    for one in data.each.values():
+        rows = f"{len(one.train.examples)} rows to learn from" + (f", {len(one.eval.examples)} to judge by" if one.eval else "")
+        reporter.say(f"data: {one.train.format.name}, {rows}")
     with company.shared.lent(recipe, data) as net:
         job = assemble(recipe, data, net, reporter, company.shared)
         for note in job.notes:
@@ -152,7 +153,7 @@ def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener
     watch = (
         Evaluate(
             job.probe,
-            every(recipe.evaluate.every or "epoch", run_.total if recipe.built_stream().draws else period),
+            every(recipe.evaluate.every or "epoch", period if recipe.built_stream().chooses else run_.total),
             recipe.evaluate.patience,
             best_keeper(recipe, folder),
         )
@@ -162,7 +163,7 @@ def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener
     saving = Checkpoints(folder / "checkpoints", fingerprint(job), every(recipe.checkpoint.every, period), recipe.checkpoint.keep)
     signals = Signals(saving.save)
     with reporter.bar(recipe.method["kind"]) as bar, signals:
-        run_.listeners = [clock, journal, Show(bar.told), *([watch] if watch else []), *guests, saving, signals, Skip(clock)]
+        run_.listeners = [*job.listeners, clock, journal, Show(bar.told), *([watch] if watch else []), *guests, saving, signals, Skip(clock)]
         run_.update.prepare(run_)  # type: ignore[attr-defined]
         resumed = saving.resume(run_)
         for line in saving.said:
@@ -170,10 +171,11 @@ def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener
         journal.rewind(run_.done)
         if resumed:
             reporter.say(f"continuing after step {run_.done} of {run_.total}")
-        elif watch:
+        if watch and (not resumed or saving.grew):  # new tasks are asked before they are learnt
             watch.ask(run_)
         clock.skip()
-        warm(job)
+        for stage in run_.stream:
+            stage.train.fill(job.net)  # states of the frozen trunk are computed before the clock starts to count steps
         clock.fill()
         guarded(job, saving)
     return watch, clock
@@ -188,13 +190,6 @@ def guarded(job: Job, saving: Checkpoints) -> None:
         raise
 
 
-def warm(job: Job) -> None:
-    """States of the frozen trunk are computed before the clock starts to count steps."""
-    source = job.run.stream[0].train
-    if isinstance(source, Features | Witness | Answers | Written):
-        source.fill(job.net)
-
-
 def every(given: int | str, period: int) -> int:
     return period if given == "epoch" else int(given)
 
@@ -206,10 +201,13 @@ def best_keeper(recipe: Recipe, folder: Path):
 
 
 def fingerprint(job: Job) -> dict[str, Any]:
-    """What must not change between the parts of one run."""
+    """What must not change between the parts of one run. To a sequence, stages may be added."""
+    rows = {name: one.fingerprint for name, one in job.data.each.items()}
+    stages = [[stage.name, stage.steps, rows.get(stage.name, "")] for stage in job.run.stream]
+    grows = job.recipe.built_stream().grows
     return {
-        "recipe": identity(job.recipe),
-        "data": job.data.fingerprint,
+        "recipe": {k: v for k, v in identity(job.recipe).items() if not (grows and k in ("data", "tasks"))},
+        **({"stages": stages} if grows else {"data": rows}),
         "dtype": job.choice.dtype,
         "kernel": job.choice.kernel,
         "torch": torch.__version__,
@@ -245,10 +243,12 @@ def left_behind(job: Job, folder: Path, record: dict[str, Any], after: Outcome |
     """The artifact, the predictions, the card and the result, whose presence says that the run is finished."""
     size = save_artifact(folder / "artifact", job.net, job.delta, job.method, description(job), job.data.reader.tokenizer, job.run.objective.state_dict())
     record = {**record, "artifact_bytes": size}
-    if after and job.data.eval:
-        write_file(folder / "predictions.jsonl", predictions(job.data.eval, after).encode())
+    if after:
+        lines = "".join(predictions(one.eval, after.parts.get(name, after), name if job.data.parts else "") for name, one in job.data.each.items() if one.eval)
+        write_file(folder / "predictions.jsonl", lines.encode())
     write_file(folder / "README.md", card(job.recipe, job.data, record).encode())
     write_file(folder / "result.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
-    with contextlib.suppress(OSError):
-        shutil.rmtree(folder / "checkpoints")
+    if not job.recipe.built_stream().grows:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder / "checkpoints")
     return record

@@ -58,7 +58,7 @@ def parted(name: str, form: str, tokens: int) -> dict[str, Tensor]:
     net.heads.clear()
     tables = [Table(dict(kind(which, 7).columns), task, 4, seed=i) for i, task in enumerate("ab")]
     update = Descend(rate=1e-3, micro=tokens, form=UPDATES[form]())
-    run = fit(Run(net, delta, Contrast(**options), [Stage("main", InTurn(tables), 4, 2)], update, accumulate=2))
+    run = fit(Run(net, delta, Contrast(**options), [Stage("main", InTurn(tables), 4, 2, 2)], update))
     keys = [key for key in run.log[-1] if key in ("a", "b", "loss", "norm", "conflicts") or key.startswith("weight.")]
     return {**{key: torch.tensor([float(r[key]) for r in run.log]) for key in keys}, **{n: t.detach().clone() for n, t in run.parameters().items()}}
 

@@ -222,7 +222,7 @@ def test_pieces_of_a_batch_are_the_batch(kind):
         stir(dict(net.named_parameters()))
         before = weights(net)
         source = Table(found, size=12 // batches)
-        fitted = fit(Run(net, delta, learn, [Stage("main", source, 1, 1)], descend(net, delta, micro), accumulate=batches))
+        fitted = fit(Run(net, delta, learn, [Stage("main", source, 1, 1, batches)], descend(net, delta, micro)))
         return {n: before[n] - t for n, t in weights(net).items()}, fitted.log[0]
 
     whole, record = run(1, 10**6)

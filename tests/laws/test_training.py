@@ -95,7 +95,8 @@ def gradients(kind: str, batches: int, micro: int) -> tuple[dict[str, Tensor], d
     """Of all twelve rows in one step, which come in `batches` batches, cut into pieces of `micro` tokens."""
     net, delta = learner(kind)
     before = weights(net)
-    run = run_of(net, delta, kind, Table(columns(kind), size=12 // batches), 1, descend(net, delta, micro), accumulate=batches)
+    run = run_of(net, delta, kind, Table(columns(kind), size=12 // batches), 1, descend(net, delta, micro))
+    run.stream = [replace(run.stream[0], accumulate=batches)]
     fit(run)
     return {n: before[n] - t for n, t in weights(net).items()}, dict(run.log[0])
 

@@ -15,13 +15,12 @@ from torch.utils.flop_counter import flop_registry
 
 from ..core import Batch, Delta, Ragged
 from ..dataset import Dataset, Part
-from ..job import agreed, fits, lengths, sizes
+from ..job import agreed, fits, lengths, sizes, tables_of
 from ..networks.blank import blank_network
-from ..networks.load import add_head
 from ..networks.precision import DTYPES, choose
 from ..networks.transformer import Transformer
 from ..recipe import Recipe
-from ..shared import device_of, head_spec
+from ..shared import add_heads, device_of
 from ..sources.table import Table
 from ..updates.descend import pieces
 
@@ -77,25 +76,27 @@ class Rehearsal:
 
 def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
     """Raises Refusal where the method does not fit the model, or the rows its positions."""
-    method, table = recipe.built_method(), Table(data.train.encoded.columns, data.task.name, recipe.update.batch, recipe.seed)
-    learn, steps = agreed(recipe, data), steps_of(recipe, table)
-    heavy = next(pieces(table.batch(max(steps, key=lambda rows: sum(table.long[i] for i in rows))), recipe.update.micro))
+    method, learn, tables = recipe.built_method(), agreed(recipe, data), tables_of(recipe, data, torch.device("cpu"))
+    found = {name: steps_of(recipe, table) for name, table in tables.items()}
+    weigh = lambda name: max(sum(tables[name].long[i] for i in rows) for rows in found[name])
+    name = max(found, key=weigh)  # of several tasks, the one with the heaviest step
+    one, table = data.each[name], tables[name]
+    heavy = next(pieces(table.batch(max(found[name], key=lambda rows: sum(table.long[i] for i in rows))), recipe.update.micro))
     *_, longest = table.once()
     torch.manual_seed(recipe.seed)
-    with blank_network(data.source, generates=recipe.task == "generate", dropout=recipe.dropout, tokenizer=data.reader.tokenizer) as net:
+    with blank_network(data.source, generates=recipe.generates, dropout=recipe.dropout, tokenizer=data.reader.tokenizer) as net:
         net.pool, net.labels = recipe.head.pool or net.pool, data.task.labels
         published = sum(p.numel() for p in net.parameters())
-        if data.task.outputs:
-            add_head(net, data.task.name, head_spec(recipe, data), recipe.seed)
+        add_heads(net, recipe, data)
         delta = method.attach(net, keep="reference" in learn.needs)
         net.recompute(recipe.recompute)
         with unset_fake_temporarily():  # these look at values, and at the clock
             fits(data, net, method.positions)
-            choice = choose(sizes(net, table), device_of(recipe), recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel)
+            choice = choose(sizes(net, list(tables.values())), device_of(recipe), recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel)
         net.compute, net.room.kernel = DTYPES[choice.dtype], "matmul" if choice.kernel == "varlen" else choice.kernel
         delta.cast(net.compute, keep=False)
         floor = cached_above(net, delta)
-        pooled = floor == net.anatomy.depth and data.task.name in ("classify", "score")
+        pooled = floor == net.anatomy.depth and one.task.name in ("classify", "score")
         learn.meet(net)
         batch = learn.presumed(net, started(heavy, net, floor, pooled))
         return Rehearsal(
@@ -104,15 +105,28 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
             weights=weights_of(net, recipe.model.bits, published) + sum(value.nbytes for value in delta.base.values()),
             step=worked(net, batch, lambda: torch.stack(list(learn(net, batch).values())).sum().backward(), net.train),
             fill=filled(net, longest, floor, pooled) if floor else None,
-            stored=sum(stored_values(part, pooled) for part in (data.train, data.eval, data.test) if part) * net.anatomy.width * width_of(net) if floor else 0,
-            steps=steps,
-            rows=table.lengths,
+            stored=sum(stored_values(part, pooled) for d in data.each.values() for part in (d.train, d.eval, d.test) if part)
+            * net.anatomy.width
+            * width_of(net)
+            if floor
+            else 0,
+            steps=laid_out(found, tables),
+            rows=[n for table in tables.values() for n in table.lengths],
             kind=net.anatomy.kind,
             depth=net.anatomy.depth,
             width=net.anatomy.width,
             floor=floor,
             dtype=choice.dtype,
         )
+
+
+def laid_out(found: Mapping[str, list[list[int]]], tables: Mapping[str, Table]) -> list[list[int]]:
+    """The steps of all tasks, with rows counted through."""
+    steps, before = [], 0
+    for name, table in tables.items():
+        steps += [[before + i for i in rows] for rows in found[name]]
+        before += len(table)
+    return steps
 
 
 def cached_above(net: Transformer, delta: Delta) -> int:
@@ -123,7 +137,7 @@ def cached_above(net: Transformer, delta: Delta) -> int:
 
 def steps_of(recipe: Recipe, table: Table) -> list[list[int]]:
     """The rows of each step to come; of a run without end, an epoch's."""
-    total, period = lengths(recipe, table, table.period)
+    total, period = lengths(recipe, [table], table.period)
     total = period if recipe.budget.minutes else total
     epochs = -(-total // period)
     return [rows.tolist() for epoch in range(epochs) for rows in table.order(epoch).split(table.size)][:total]

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..errors import Refusal
 from ..methods import METHODS
-from ..recipe import Budget, Recipe, recipe, renamed
+from ..recipe import Recipe, recipe, renamed
 from ..recipe_yaml import Places, apply_overrides, closest
+from ..sections import Budget
 
 EIGHT = tuple(name for name, row in METHODS.items() if name != "peft" and not row.builds)
 TIME, NUMBER = re.compile(r"([0-9.]+)([smh])"), re.compile(r"([0-9.]+)([kM]?)")

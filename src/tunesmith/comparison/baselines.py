@@ -27,7 +27,8 @@ from ..checkpoint import write_file
 from ..dataset import Dataset, Part
 from ..errors import Refusal
 from ..evaluate.evaluate import Outcome
-from ..job import Job, assemble, probe_of
+from ..job import Job, assemble
+from ..judging import probe_of
 from ..objectives import OBJECTIVES
 from ..progress import Reporter
 from ..recipe import Recipe
@@ -177,7 +178,7 @@ def states(job: Job) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def write_head(job: Job, weight: np.ndarray, bias: np.ndarray) -> None:
-    linear = [m for m in job.net.heads[job.data.task.name].modules() if isinstance(m, nn.Linear)][-1]
+    linear = [m for m in job.net.heads[job.data.task.key].modules() if isinstance(m, nn.Linear)][-1]
     linear.weight.copy_(torch.from_numpy(weight))
     linear.bias.copy_(torch.from_numpy(bias))
 
@@ -207,7 +208,7 @@ def texts_to_write(recipe: Recipe, data: Dataset, shared: Shared, reporter: Repo
             if part is None:
                 reporter.say(f"{name}: left out, plain text has no prompts to stand before, or they do not fit", "yellow")
                 continue
-            table = Table(part.encoded.columns, data.task.name, device=net.device)
+            table = Table(part.encoded.columns, data.task.key, device=net.device)
             yield told(name, job, probe_of(part, table, data.reader, recipe).ask(net), 0.0, 0)
         if shared.keeps:
             job.delta.detach()

@@ -66,7 +66,7 @@ def latency(job: Job) -> tuple[float, float]:
     The two take turns, and a row counts with its faster turn: what else the machine does in between slows single turns.
     """
     part = job.data.eval or job.data.train
-    table = Table(part.encoded.columns, job.data.task.name, device=job.net.device)
+    table = Table(part.encoded.columns, job.data.task.key, device=job.net.device)
     batches = lone_rows(table)
     say = {"generate": job.net.label_logp, "embed": job.net.pooled}.get(job.data.task.name, job.net.logits)
     turns: dict[bool, list[list[float]]] = {True: [], False: []}

@@ -102,8 +102,26 @@ class Batch:
         index = torch.tensor(rows, dtype=torch.long)
         return Batch({k: v.pick(rows) if isinstance(v, Ragged) else v[index.to(v.device)] for k, v in self.columns.items()}, self.task)
 
+    @staticmethod
+    def joined(batches: Sequence[Batch]) -> Batch:
+        """Batches of one task as one, with the columns that all have."""
+        if len(batches) == 1:
+            return batches[0]
+        columns = {name: stacked([b.columns[name] for b in batches]) for name in batches[0].columns if all(name in b for b in batches)}
+        if "group" in columns:  # no two batches share one
+            sizes = torch.tensor([len(r) for b in batches for r in b.groups()])
+            columns["group"] = torch.arange(len(sizes)).repeat_interleave(sizes).to(batches[0]["group"].device)
+        return Batch(columns, batches[0].task)
+
     def plus(self, **columns: Tensor | Ragged) -> Batch:
         return Batch({**self.columns, **columns}, self.task)
 
     def to(self, device: torch.device) -> Batch:
         return Batch({k: v.to(device) for k, v in self.columns.items()}, self.task)
+
+
+def stacked(columns: Sequence[Tensor | Ragged]) -> Tensor | Ragged:
+    """The rows of several columns of one kind."""
+    if isinstance(columns[0], Ragged):
+        return Ragged(torch.cat([c.values for c in columns if isinstance(c, Ragged)]), tuple(n for c in columns if isinstance(c, Ragged) for n in c.lengths))
+    return torch.cat([c for c in columns if isinstance(c, Tensor)])

@@ -28,6 +28,7 @@ class Objective(nn.Module, ABC):
     judges  those of them that evaluation looks up too
     whole   all rows of a batch see each other, so its gradient is formed by `gradcache`; what `read` returns has one entry a row
     pace    factor on the method's default learning rate
+    weight  of its gradient among those of other tasks; what is logged is not weighted
     still   it is trained without dropout, unless the recipe gives one
     exact   what wrote is, bit for bit, what is scored: no dropout at all
     unlabelled  it also learns from rows without a label
@@ -38,6 +39,7 @@ class Objective(nn.Module, ABC):
     judges: frozenset[str] = frozenset()
     whole: bool = False
     pace: float = 1.0
+    weight: float = 1.0
     still: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     unlabelled: ClassVar[bool] = False
@@ -51,6 +53,10 @@ class Objective(nn.Module, ABC):
     def presumed(self, net: Network, batch: Batch) -> Batch:
         """The batch with the columns that sources would add, right in shape alone: for a rehearsal, which asks nobody."""
         return batch
+
+    def of(self, task: str) -> Objective:
+        """The part of it that a batch of this task is for."""
+        return self
 
     @abstractmethod
     def read(self, net: Network, batch: Batch) -> Signals: ...
@@ -72,6 +78,9 @@ class Source(Protocol):
     @property
     def gives(self) -> frozenset[str]: ...
 
+    def fill(self, net: Network) -> None:
+        """Compute what is computed once, before the clock counts steps."""
+
     def batches(self, net: Network, start: int = 0) -> Iterator[Batch]: ...
 
 
@@ -88,32 +97,42 @@ class Remembering(Source, Protocol):
 class Stage:
     """A stretch of training between two boundaries: one for most streams, one a task for continual ones.
 
-    `steps` optimiser steps in all, `period` of them an epoch.
+    `steps` optimiser steps in all, `period` of them an epoch, `accumulate` batches each.
     """
 
     name: str
     train: Source
     steps: int
     period: int
+    accumulate: int = 1
 
 
 class Listener:
     """Anything that acts beside the loop: evaluation, checkpoints, progress, Fisher estimates, snapshots.
 
-    `state` and `restore` carry what it must remember over an interruption, as JSON.
+    `state` and `restore` carry what it must remember over an interruption, as JSON; `tensors` and `recall`, as tensors.
     """
+
+    def begin(self, run: Run, stage: Stage) -> None:
+        """Before the first step of a stage, and where a run continues in it."""
 
     def step(self, run: Run, record: Mapping[str, float]) -> None:
         """After each optimiser step; `run.done` counts it already."""
 
     def end(self, run: Run, stage: Stage) -> None:
-        """After the last step of a stage."""
+        """After the last step of a stage; once, also where the run was interrupted between the two."""
 
     def state(self) -> Mapping[str, Any]:
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {}
+
+    def recall(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
 
 
 class Update(Protocol):
@@ -131,6 +150,7 @@ class Run:
     """The five nouns side by side.
 
     done   optimiser steps taken
+    ended  stages that are over, all that follows their last step included
     halt   the reason to stop early, if any
     spent  share of a budget that is not counted in steps (time), in [0, 1]
     """
@@ -141,9 +161,9 @@ class Run:
     stream: Sequence[Stage]
     update: Update
     listeners: Sequence[Listener] = ()
-    accumulate: int = 1
     seed: int = 0
     done: int = 0
+    ended: int = 0
     halt: str = ""
     spent: float = 0.0
     log: list[Mapping[str, float]] = field(default_factory=list)
@@ -153,9 +173,21 @@ class Run:
         return sum(stage.steps for stage in self.stream)
 
     @property
+    def ends(self) -> list[int]:
+        """The steps after which a stage is over."""
+        return [sum(stage.steps for stage in self.stream[: i + 1]) for i in range(len(self.stream))]
+
+    @property
     def progress(self) -> float:
-        """Share of the run that is behind, in [0, 1]: what schedules go by."""
+        """Share of the run that is behind, in [0, 1]."""
         return max(self.done / self.total, self.spent)
+
+    @property
+    def within(self) -> tuple[float, float]:
+        """Share of the present stage that is behind, in [0, 1], and what one step adds to it: what schedules go by."""
+        end = next((end for end in self.ends if self.done < end), self.total)
+        steps = next(stage.steps for stage, e in zip(self.stream, self.ends, strict=True) if e == end)
+        return max((self.done - end) / steps + 1, self.spent), 1 / steps
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.delta.parameters() | {f"objective.{n}": p for n, p in self.objective.named_parameters()}

@@ -24,7 +24,7 @@ class Probe:
     kind        what its rows are (see Task)
     references  in the task's words, one a row
     write       for generate: texts for the first rows, or None
-    measure     for rewarded: the whole of it
+    measure     for measured: the whole of it
     """
 
     name: str
@@ -119,7 +119,7 @@ def generate(probe: Probe, net: Network) -> Outcome:
     return Outcome(scores, written, total / units, [shares[i] for i in range(len(shares))])
 
 
-def rewarded(probe: Probe, net: Network) -> Outcome:
+def measured(probe: Probe, net: Network) -> Outcome:
     assert probe.measure
     return probe.measure(net)
 
@@ -133,6 +133,6 @@ KINDS: dict[str, Callable[[Probe, Network], Outcome]] = {
     "preferred": preferred,
     "judged": judged,
     "reward": reward,
-    "rewarded": rewarded,
+    "measured": measured,
     **EMBEDDING,
 }

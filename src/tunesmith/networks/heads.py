@@ -40,7 +40,12 @@ POOLS = {"mean": mean, "cls": cls, "last": last}
 
 
 class Head(nn.Sequential):
-    """Linear, or one hidden layer with tanh (as RoBERTa's head). (..., D) -> (..., C), in fp32."""
+    """Linear, or one hidden layer with tanh (as RoBERTa's head). (..., D) -> (..., C), in fp32.
+
+    open    so many of the classes are known yet, and no others are given or learnt; None: all
+    """
+
+    open: int | None = None
 
     def __init__(self, width: int, classes: int, *, kind: Literal["linear", "mlp"] = "linear", hidden: int | None = None, dropout: float = 0.1):
         inner = [nn.Linear(width, hidden or width), nn.Tanh(), nn.Dropout(dropout)] if kind == "mlp" else []
@@ -52,4 +57,4 @@ class Head(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
+            return super().forward(x.float())[..., : self.open]

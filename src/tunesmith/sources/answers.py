@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ..core import Batch, Network, Ragged
-from .features import Features
-from .table import Table
-from .witness import Witness
+from .enriched import Enriched
 
 
 @dataclass(frozen=True)
@@ -28,29 +26,20 @@ class Stored:
 
 
 @dataclass
-class Answers:
-    """`source`, whose batches also carry what was answered to their rows. `examples[i]` is the id of the example in row i.
+class Answers(Enriched):
+    """`source`, whose batches also carry what was answered to their rows, in `names`. `examples[i]` is the id of the example in row i.
 
     `find` opens the answers, and asks for them where they are not there yet: with the first batch, not before.
     """
 
-    source: Table | Features | Witness
     names: frozenset[str]
     examples: Sequence[int]
     find: Callable[[], Stored]
     found: list[Stored] = field(default_factory=list)
 
     @property
-    def gives(self) -> frozenset[str]:
-        return self.source.gives | self.names
-
-    @property
-    def period(self) -> int:
-        return self.source.period
-
-    @property
-    def table(self) -> Table:
-        return self.source if isinstance(self.source, Table) else self.source.table
+    def adds(self) -> frozenset[str]:
+        return self.names
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -59,18 +48,7 @@ class Answers:
     def fill(self, net: Network) -> None:
         if not self.found:
             self.found.append(self.find())
-        if not isinstance(self.source, Table):
-            self.source.fill(net)
-
-    def batches(self, net: Network, start: int = 0) -> Iterator[Batch]:
-        self.fill(net)
-        for batch in self.source.batches(net, start):
-            yield self.enriched(batch)
-
-    def once(self, net: Network, tokens: int | None = None) -> Iterator[Batch]:
-        self.fill(net)
-        for batch in self.source.once(net, tokens):
-            yield self.enriched(batch)
+        self.source.fill(net)
 
     def enriched(self, batch: Batch) -> Batch:
         said = self.found[0].of([self.examples[i] for i in batch["row"].tolist()])

@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..core import Batch, Network, Ragged
+from .enriched import Enriched
 from .table import Table
 
 
 @dataclass
-class Features:
+class Features(Enriched):
     """A table whose batches also carry `trunk` (N, D) and `floor`, or `pooled` (B, D) where nothing but a pooled head trains.
 
     Legal because the run keeps the blocks under the floor at rest. The store holds one tensor a row, in the dtype in which
     the network hands its states on. `told` hears how many of how many rows are done.
     """
 
-    table: Table
+    source: Table
     floor: int
     pooled: bool = False
     told: Callable[[int, int], None] = lambda done, total: None
     store: dict[int, Tensor] = field(default_factory=dict)
 
     @property
-    def gives(self) -> frozenset[str]:
-        return self.table.gives | ({"pooled"} if self.pooled else {"trunk", "floor"})
-
-    @property
-    def period(self) -> int:
-        return self.table.period
-
-    def batches(self, net: Network, start: int = 0) -> Iterator[Batch]:
-        self.fill(net)
-        for batch in self.table.batches(net, start):
-            yield self.enriched(batch)
-
-    def once(self, net: Network, tokens: int | None = None) -> Iterator[Batch]:
-        self.fill(net)
-        for batch in self.table.once(net, tokens):
-            yield self.enriched(batch)
+    def adds(self) -> frozenset[str]:
+        return frozenset({"pooled"} if self.pooled else {"trunk", "floor"})
 
     @torch.no_grad()
     def fill(self, net: Network) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .answers import Answers
 from .features import Features
+from .mix import Mix
 from .rollouts import Rollouts
 from .table import Table
 from .witness import Witness
 
-SOURCES: dict[str, type] = {"table": Table, "features": Features, "witness": Witness, "answers": Answers, "rollouts": Rollouts}
+SOURCES: dict[str, type] = {"table": Table, "features": Features, "witness": Witness, "answers": Answers, "rollouts": Rollouts, "mix": Mix}

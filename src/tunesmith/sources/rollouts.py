@@ -113,6 +113,9 @@ class Rollouts:
         """Steps until every prompt was asked once."""
         return -(-len(self.table.examples) * self.plan.steps // self.plan.prompts)
 
+    def fill(self, net: Network) -> None:
+        """Nothing can be known before the policy acts."""
+
     def batches(self, net: Network, start: int = 0) -> Iterator[Batch]:
         index, step = divmod(start, self.plan.steps)
         while True:

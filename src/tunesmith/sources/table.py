@@ -30,6 +30,10 @@ class Table:
     def gives(self) -> frozenset[str]:
         return frozenset(self.columns) | {"row"}
 
+    @property
+    def table(self) -> Table:
+        return self
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -53,6 +57,9 @@ class Table:
     def period(self) -> int:
         """Batches an epoch."""
         return -(-len(self.examples) // self.size)
+
+    def fill(self, net: Network) -> None:
+        """All is there."""
 
     def batches(self, net: Network, start: int = 0) -> Iterator[Batch]:
         epoch, skip = divmod(start, self.period)

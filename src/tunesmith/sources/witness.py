@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..core import Batch, Network, Ragged
-from .features import Features
-from .table import Table
+from .enriched import Enriched
 
 Answer = Tensor | Ragged  # (B, ...) one entry a row, or a Ragged with B rows
 
 
 @dataclass
-class Witness:
+class Witness(Enriched):
     """`source`, whose batches also carry `column`: what `ask(net, batch)` said of their rows (a reference policy, a teacher).
 
     The network is at rest while it is asked; whether its delta is absent, or another network answers, is for `ask` to decide.
     `ragged` where a row's answer is as long as the row makes it. `told` hears how many of how many rows are done.
     """
 
-    source: Table | Features | Witness
     column: str
     ask: Callable[[Network, Batch], Answer]
     ragged: bool = False
@@ -31,30 +29,13 @@ class Witness:
     store: dict[int, Tensor] = field(default_factory=dict)
 
     @property
-    def gives(self) -> frozenset[str]:
-        return self.source.gives | {self.column}
-
-    @property
-    def period(self) -> int:
-        return self.source.period
-
-    @property
-    def table(self) -> Table:
-        return self.source if isinstance(self.source, Table) else self.source.table
-
-    def batches(self, net: Network, start: int = 0) -> Iterator[Batch]:
-        self.fill(net)
-        for batch in self.source.batches(net, start):
-            yield self.enriched(batch)
-
-    def once(self, net: Network, tokens: int | None = None) -> Iterator[Batch]:
-        self.fill(net)
-        for batch in self.source.once(net, tokens):
-            yield self.enriched(batch)
+    def adds(self) -> frozenset[str]:
+        return frozenset({self.column})
 
     @torch.no_grad()
     def fill(self, net: Network) -> None:
         """Ask about the rows that nobody has asked about."""
+        self.source.fill(net)
         if len(self.store) == len(self.table):
             return
         was = net.training

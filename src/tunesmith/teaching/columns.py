@@ -15,9 +15,8 @@ from ..objectives.distil import Distil
 from ..parallel import told as told_by_first
 from ..recipe import Recipe
 from ..sources.answers import Answers, Stored
-from ..sources.features import Features
+from ..sources.enriched import Enriched
 from ..sources.table import Table
-from ..sources.witness import Witness
 from .ask import Question, ids, stored_answers
 from .cache import manifest, of_file
 from .teacher import named, shape_of, stored
@@ -36,7 +35,7 @@ def foreseen(recipe: Recipe, data: Dataset, learn: Objective) -> None:
         Question(recipe, data, learn, named(recipe, data, learn.teacher)).refuse()
 
 
-def taught(source: Table | Features | Witness, setting: Setting) -> Answers | Written:
+def taught(source: Table | Enriched, setting: Setting) -> Answers | Written:
     """teacher, teacher_ids, teacher_states, teacher_heads: what the teacher said of each row, from where it was kept, or asked with the first batch."""
     learn, recipe, data = setting.objective, setting.recipe, setting.data
     assert isinstance(learn, Distil)

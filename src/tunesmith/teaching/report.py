@@ -29,11 +29,11 @@ def size(module: nn.Module, width: int) -> dict[str, int]:
 
 def about(question: Question, teacher: Teacher) -> dict[str, Any]:
     """Of a teacher that is loaded."""
-    from ..job import references
+    from ..judging import references
     from .ask import eval_hash
 
     data, reader = question.data, question.who.reader
-    rows, table = data.eval or data.train, lambda part: Table(own(part, question), data.task.name, device=next(teacher.parameters()).device)
+    rows, table = data.eval or data.train, lambda part: Table(own(part, question), data.task.key, device=next(teacher.parameters()).device)
     found = {"name": question.who.name, **size(teacher, teacher.compute.itemsize), "latency_ms": latency(saying(teacher, data.task.name), table(rows))}
     if data.eval:
         probe = Probe("teacher", table(data.eval).once, data.eval.task.kind, question.who.labels, references(data.eval, data.eval.task.kind))
@@ -62,7 +62,7 @@ def deployment(job: Job, scores: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     source.fill(job.net)
     part, was = job.data.eval or job.data.train, job.net.training
-    table = Table(part.encoded.columns, job.data.task.name, device=job.net.device)
+    table = Table(part.encoded.columns, job.data.task.key, device=job.net.device)
     job.net.eval()
     student = {
         "name": job.recipe.model.name,

@@ -22,7 +22,8 @@ from ..errors import Refusal
 from ..networks.load import Origin, load_config, load_network, load_tokenizer, origin
 from ..networks.transformer import Transformer
 from ..objectives.inner import Shape
-from ..recipe import Model, Recipe
+from ..recipe import Recipe
+from ..sections import Model
 from ..sources.text.encode import Reader
 from .cache import ABOUT, FILE
 

@@ -18,10 +18,9 @@ from ..networks.decode import Sampling, generate
 from ..networks.transformer import Transformer
 from ..parallel import told
 from ..sources.answers import Answers
-from ..sources.features import Features
+from ..sources.enriched import Enriched
 from ..sources.table import Table
 from ..sources.text.encode import next_tokens, ragged
-from ..sources.witness import Witness
 from .ask import Question, answers, width
 from .report import about
 from .teacher import Teacher
@@ -34,7 +33,7 @@ class Written:
     The teacher stays in memory: it is asked about each of these batches.
     """
 
-    source: Table | Features | Witness | Answers
+    source: Table | Enriched
     question: Question
     student: Transformer
     names: frozenset[str] = field(init=False)
@@ -51,6 +50,10 @@ class Written:
         return self.source.period
 
     @property
+    def table(self) -> Table:
+        return self.source.table
+
+    @property
     def about(self) -> Mapping[str, Any]:
         return self.source.about if isinstance(self.source, Answers) else about(self.question, self.teacher)
 
@@ -59,8 +62,7 @@ class Written:
         return self.question.who.load(self.student.device)
 
     def fill(self, net: Network) -> None:
-        if not isinstance(self.source, Table):
-            self.source.fill(net)
+        self.source.fill(net)
 
     def batches(self, net: Network, start: int = 0) -> Iterator[Batch]:
         seed, share = self.question.recipe.seed, self.question.learn.on_policy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .balance import DWA, FAMO, UW, Fixed, GradNorm
+from .balance import DWA, FAMO, UW, GradNorm
 from .descend import Descend, Form, Formed, Summed
 from .gradcache import Cached
 from .surgery import MGDA, CAGrad, PCGrad, TorchJD, UPGrad
@@ -10,7 +10,6 @@ from .surgery import MGDA, CAGrad, PCGrad, TorchJD, UPGrad
 UPDATES: dict[str, type[Form]] = {
     "descend": Summed,
     "gradcache": Cached,
-    "fixed": Fixed,
     "uncertainty": UW,
     "dwa": DWA,
     "gradnorm": GradNorm,

@@ -1,4 +1,5 @@
-"""Balancing: how much each task's loss counts. The gradient is of sum_k w_k L_k, heads included; what is logged is never weighted.
+"""Balancing: how much each task's loss counts. The gradient is of sum_k w_k L_k, heads included; what is logged is never weighted. Fixed weights
+are the tasks' own (`tasks.<name>.weight`), and multiply these.
 
 L_k is the loss of task k over its own units of the step, over all pieces and processes. Weights of K tasks are near 1 each, so that equal ones are plain
 descent. What is learnt here (log-variances, weights) has an Adam of its own: one number a task, no decay but FAMO's, neither clipped nor scheduled, and no part
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -73,17 +74,6 @@ def shown(weights: Mapping[str, float]) -> dict[str, float]:
     return {f"weight.{task}": weight for task, weight in weights.items()}
 
 
-@dataclass(frozen=True)
-class Fixed(Form):
-    """Weights as they are given; 1 for a task that is not named."""
-
-    weights: Mapping[str, Annotated[float, Ge(0)]] = field(default_factory=dict)
-
-    def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
-        losses = formed(run, batches, tokens, seed, weights=self.weights)
-        return Formed(by_term(losses), shown(self.weights))
-
-
 @dataclass
 class UW(Form):
     """Uncertainty weighting: sum_k e^{-s_k} L_k + s_k, s learnt (Kendall, Gal & Cipolla 2018, https://arxiv.org/abs/1705.07115, eq. 7 with s = log sigma^2).
@@ -92,6 +82,8 @@ class UW(Form):
     used for both, as torchjd does. The sum may be negative, so it is never shown.
     speed   learning rate of s: at a rate that suits a Transformer it would not move
     """
+
+    several: ClassVar[bool] = True
 
     speed: Positive = 0.01
     s: Numbers = field(init=False, repr=False)
@@ -117,6 +109,8 @@ class UW(Form):
 class DWA(Form):
     """Dynamic weight average: K softmax(r_k / T), r_k = L_k(t-1) / L_k(t-2), each the mean over an epoch (Liu, Johns & Davison 2019,
     https://arxiv.org/abs/1803.10704, eq. 7); 1 in the first two epochs."""
+
+    several: ClassVar[bool] = True
 
     temperature: Positive = 2.0
     epoch: int = field(default=0, init=False)
@@ -161,6 +155,10 @@ class GradNorm(Form):
     over    the last block that they share, or `all` that they share
     speed   learning rate of w
     """
+
+    several: ClassVar[bool] = True
+    at_once: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
 
     alpha: Annotated[float, Ge(0)] = 1.5
     over: Literal["last", "all"] = "last"
@@ -220,6 +218,9 @@ class FAMO(Form):
     speed, decay   of the Adam that moves what is learnt
     least          the lowest value that a loss can take
     """
+
+    several: ClassVar[bool] = True
+    at_once: ClassVar[bool] = True
 
     speed: Positive = 0.025
     decay: Annotated[float, Ge(0)] = 1e-3

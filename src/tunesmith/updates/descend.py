@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,15 @@ class Form(ABC):
     """How the gradient of a step is formed: a row of UPDATES, whose fields are the recipe's options.
 
     `state_dict` and `load_state_dict` carry what it must remember over an interruption.
+
+    several  it weighs tasks against each other, and says nothing of one
+    at_once  a step must hold them all
+    shared   it looks at the gradients of what they share
     """
+
+    several: ClassVar[bool] = False
+    at_once: ClassVar[bool] = False
+    shared: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
@@ -60,7 +68,7 @@ class Descend:
     """AdamW (Loshchilov & Hutter 2019) with warm-up, decay and clipping.
 
     rate     peak learning rate; each parameter's is this times the method's pace
-    warmup   share of all steps over which the rate rises from 0
+    warmup   share of a stage's steps over which the rate rises from 0
     decay    weight decay, on matrices only
     clip     largest norm of the whole gradient; 0: no clipping
     micro    tokens a forward pass at most; a larger batch is cut in pieces, which changes nothing but memory
@@ -87,7 +95,7 @@ class Descend:
         record = sum_gradients(params, sums, sorted(units(run, micro)))
         norm = nn.utils.clip_grad_norm_(params, self.clip or math.inf)
         values = {k: float(v) for k, v in record.items()} | {"norm": float(norm)}
-        rate = self.rate * self.factor(run.progress, 1 / run.total)
+        rate = self.rate * self.factor(*run.within)
         self.guard(run, values, rate, micro)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["pace"]
@@ -98,7 +106,7 @@ class Descend:
         return {"loss": sum(values[k] for k in record), **values, **counted, **said}
 
     def factor(self, progress: float, step: float) -> float:
-        """Of the peak rate, at this share of the run; `step` is what one more step adds to it."""
+        """Of the peak rate, at this share of the stage; `step` is what one more step adds to it."""
         if progress < self.warmup:
             return min(1.0, (progress + step) / self.warmup)
         left = (1 - progress) / max(step, 1 - self.warmup)
@@ -157,7 +165,7 @@ def summed(run: Run, batches: Sequence[Batch], tokens: int, seed: int, total: Ma
     """Backward of every piece's sums over the units of the whole step: cutting changes nothing.
 
     total    units of the step, where these batches are a part of it
-    weights  of tasks, on the gradient alone; 1 where a task is not named
+    weights  of tasks, beside the objective's own, on the gradient alone; 1 where a task is not named
     Without gradients (`torch.no_grad`) it only says the losses, of the same dropout.
     """
     torch.manual_seed(seed)
@@ -165,7 +173,7 @@ def summed(run: Run, batches: Sequence[Batch], tokens: int, seed: int, total: Ma
     for piece in (piece for batch in batches for piece in pieces(share(batch), tokens)):
         losses = {k: v / (total[k] or 1) for k, v in run.objective(run.net, piece).items()}
         if torch.is_grad_enabled():
-            (torch.stack(list(losses.values())).sum() * weights.get(piece.task, 1.0)).backward()
+            (torch.stack(list(losses.values())).sum() * run.objective.of(piece.task).weight * weights.get(piece.task, 1.0)).backward()
         for k, v in losses.items():
             key = piece.task, k
             sums[key] = sums[key] + v.detach() if key in sums else v.detach()

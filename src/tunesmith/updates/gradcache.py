@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import Batch, Run, Signals
 from ..parallel import add_up, rank, world
-from .descend import EVEN, Form, Formed, Losses, by_term, own_rows, pieces, units
+from .descend import EVEN, Form, Formed, Losses, by_term, own_rows, pieces, summed, units
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,19 @@ class Cached(Form):
 
 
 def cached(run: Run, batches: Sequence[Batch], tokens: int, seed: int, total: Mapping[str, float] | None = None, weights: Mapping[str, float] = EVEN) -> Losses:
-    """The batches of a step are scored one by one, each whole. What the objective reads must have one entry a row.
+    """The batches of a step are scored one by one, each whole. What the objective reads must have one entry a row. Those of a task whose rows do not see
+    each other go the ordinary way.
 
     Accumulating batches is not one larger batch: rows of different batches do not see each other. A batch that fits one pass is read once.
     `total`, `weights` and no gradients as in `summed`.
     """
-    total, sums, learns = units(run, batches) if total is None else total, Losses(), torch.is_grad_enabled()
+    total, learns = units(run, batches) if total is None else total, torch.is_grad_enabled()
+    plain = [batch for batch in batches if not run.objective.of(batch.task).whole]
+    sums = summed(run, plain, tokens, seed, total, weights) if plain else Losses()
     for k, batch in enumerate(batches):
+        own = run.objective.of(batch.task)
+        if not own.whole:
+            continue
         mine = own_rows(batch)
         parts = list(pieces(batch if world() == 1 else batch.pick(mine), tokens))
         shown = parts or [batch.pick(batch.groups()[0])]  # who has no rows learns from others' what is read off a row
@@ -44,7 +50,7 @@ def cached(run: Run, batches: Sequence[Batch], tokens: int, seed: int, total: Ma
         losses = {name: loss / (total[name] or 1) for name, loss in run.objective.score(signals, batch).items()}
         ends = [signal for signal in signals.values() if signal.requires_grad]
         if learns:  # all form the same gradient of the objective's own parameters
-            (torch.stack(list(losses.values())).sum() * weights.get(batch.task, 1.0)).backward(inputs=ends if rank() else None)
+            (torch.stack(list(losses.values())).sum() * own.weight * weights.get(batch.task, 1.0)).backward(inputs=ends if rank() else None)
         if learns and not alone:
             send_back(run, parts, seeds[: len(parts)], {name: signal.grad[mine] for name, signal in signals.items() if signal.grad is not None})
         for name, loss in losses.items() if rank() == 0 else ():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -144,6 +144,10 @@ def root(f: Callable[[float], float], low: float, high: float) -> float | None:
 class PCGrad(Form):
     """Gradient surgery by projection (Yu et al. 2020, https://arxiv.org/abs/2001.06782). The order in which tasks meet is drawn anew each step."""
 
+    several: ClassVar[bool] = True
+    at_once: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
+
     def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
         return operated(run, batches, tokens, seed, pcgrad)
 
@@ -155,6 +159,10 @@ class CAGrad(Form):
     c   how far it may be from the mean, in lengths of the mean; 0 is plain descent
     """
 
+    several: ClassVar[bool] = True
+    at_once: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
+
     c: Annotated[float, Ge(0)] = 0.5
 
     def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
@@ -165,6 +173,10 @@ class CAGrad(Form):
 class MGDA(Form):
     """The shortest combination of the gradients (Sener & Koltun 2018, https://arxiv.org/abs/1810.04650); zero where no step serves all."""
 
+    several: ClassVar[bool] = True
+    at_once: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
+
     def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
         return operated(run, batches, tokens, seed, mgda)
 
@@ -172,6 +184,10 @@ class MGDA(Form):
 @dataclass(frozen=True)
 class UPGrad(Form):
     """Projections on what hurts no task (Quinton & Rey 2024, https://arxiv.org/abs/2406.16232)."""
+
+    several: ClassVar[bool] = True
+    at_once: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
 
     def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
         return operated(run, batches, tokens, seed, upgrad)
@@ -183,6 +199,10 @@ class TorchJD(Form):
 
     Those that look at inner products alone and remember nothing: others need all gradients side by side, or a state that torchjd does not store.
     """
+
+    several: ClassVar[bool] = True
+    at_once: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
 
     aggregator: Literal["AlignedMTL", "CAGrad", "DualProj", "FairGrad", "IMTLG", "MGDA", "PCGrad", "UPGrad"] = "UPGrad"
     arguments: Mapping[str, float] = field(default_factory=dict)

@@ -16,11 +16,18 @@ class Task:
     kind    classify: single, multi; tag; score: score, or reward (a better and a worse answer);
             generate: generate, preferred (a better and a worse answer), judged (an answer and a verdict);
             embed: pairs, similar (two texts and a score), grouped (texts with a label), texts
+    head    what stands on the network for it, where that is not named as the task is: one of several tasks
     """
 
     name: str
     kind: str
     labels: tuple[str, ...] = ()
+    head: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of its batches and of its head."""
+        return self.head or self.name
 
     @property
     def outputs(self) -> int:

@@ -1,0 +1,87 @@
+"""Several tasks judged together: each by its own metrics, all by the mean of their main ones; and what a sequence remembers of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from ..core import Network
+from .evaluate import Probe
+from .metrics import Scores, better
+from .outcome import Outcome
+
+Matrix = list[list[float | None]]
+NOT_YET = "not all labels of this task have come"
+
+
+def all_of(probes: Mapping[str, Probe], ready: Callable[[Network, str], bool]) -> Probe:
+    """One probe of all; of a task that is not `ready` nothing is said."""
+    name = next(iter(probes.values())).name
+    return Probe(
+        name, lambda net: iter(()), "measured", (), [], measure=lambda net: together({n: p.ask(net) if ready(net, n) else None for n, p in probes.items()})
+    )
+
+
+def together(outcomes: Mapping[str, Outcome | None]) -> Outcome:
+    """Main metric: the mean over tasks of the one that all are judged by, or, where they differ, of those in which higher is better.
+
+    `values` also hold `task.metric`. Rows of all tasks follow each other; their shares are such that the mean over tasks is their ratio.
+    """
+    done = {name: outcome for name, outcome in outcomes.items() if outcome}
+    mains = {outcome.scores.main for outcome in done.values()}
+    main = next(iter(mains)) if len(mains) == 1 else "mean"
+    counted = {name: o for name, o in done.items() if len(mains) == 1 or better(o.scores.main) > 0}
+    values = [v for o in counted.values() if (v := o.scores.values[o.scores.main]) is not None]
+    measured: dict[str, float | str] = {main: fmean(values) if values else NOT_YET}
+    for name, outcome in outcomes.items():
+        if outcome is None:
+            measured[f"{name}.{main}"] = NOT_YET
+        else:
+            measured |= {f"{name}.{k}": outcome.scores.reasons.get(k, "") if v is None else v for k, v in outcome.scores.values.items()}
+    sharing = len(counted) == len(done) and all(o.shares for o in done.values()) and main != "perplexity"
+    shares = [s for o in done.values() for s in scaled(o.shares, len(done))] if sharing else []
+    return Outcome(Scores.of(measured), [p for o in done.values() for p in o.predictions], fmean(o.loss for o in done.values()), shares, done)
+
+
+def scaled(shares: Sequence[tuple[float, float]], tasks: int) -> list[tuple[float, float]]:
+    total = sum(b for _, b in shares) * tasks
+    return [(a / total, b / total) for a, b in shares]
+
+
+# ------------------------------------------------------------------------------------------------ what is remembered
+
+
+def matrix_of(history: Sequence[Mapping[str, Any]], ends: Sequence[int], names: Sequence[str], metric: str) -> tuple[Matrix, list[float | None]]:
+    """R[i][j], the score on task j after stage i (the last time it was asked), and b[j], before any; None where nothing could be said."""
+    at = {entry["step"]: entry for entry in history}
+    row = lambda entry: [entry.get(f"{name}.{metric}") for name in names]
+    return [row(at.get(end, {})) for end in ends], row(at.get(0, {}))
+
+
+def remembered(matrix: Matrix, before: Sequence[float | None]) -> dict[str, float | None]:
+    """acc, bwt, fwt (Lopez-Paz & Ranzato 2017, equations 2 to 4) and forgetting (Chaudhry et al. 2018, equation 5), T tasks.
+
+    acc         mean over tasks of R[T-1][j]
+    bwt         mean over all but the last of R[T-1][j] - R[j][j]: negative where later tasks took from earlier ones
+    fwt         mean over all but the first of R[j-1][j] - b[j]; None where a task cannot be asked before it has come
+    forgetting  mean over all but the last of max_i R[i][j] - R[T-1][j], i < T - 1
+    """
+    last, n = matrix[-1], len(matrix)
+    seen = [[v for row in matrix[:-1] if (v := row[j]) is not None] for j in range(n)]
+    return {
+        "acc": mean(last),
+        "bwt": mean(minus(last[j], matrix[j][j]) for j in range(n - 1)),
+        "fwt": mean(minus(matrix[j - 1][j], before[j]) for j in range(1, n)),
+        "forgetting": mean(minus(max(seen[j], default=None), last[j]) for j in range(n - 1)),
+    }
+
+
+def minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def mean(values: Any) -> float | None:
+    """None where one of them is unknown, or none is there."""
+    found = list(values)
+    return None if None in found or not found else fmean(found)
