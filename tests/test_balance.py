@@ -74,8 +74,7 @@ def test_the_first_step_is_near_plain_descent(way: str) -> None:
 def test_pieces_and_batches_are_the_whole(way: str) -> None:
     """The second step, so that what was learnt of the first has its say."""
     runs = [
-        fit(Setting(form(way), steps=2, method=LoRA(rank=2), **more).run())
-        for more in ({"size": 12}, {"size": 12, "micro": 14}, {"size": 4, "accumulate": 9})
+        fit(Setting(form(way), steps=2, method=LoRA(rank=2), **more).run()) for more in ({"size": 12}, {"size": 12, "micro": 14}, {"size": 4, "accumulate": 9})
     ]
     for run in runs[1:]:
         for step, whole in zip(run.log, runs[0].log, strict=True):

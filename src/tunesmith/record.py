@@ -14,7 +14,7 @@ from .evaluate.evaluate import Outcome
 from .evaluate.several import matrix_of, remembered
 from .job import Job
 from .judging import references
-from .listeners import Clock, Evaluate
+from .listeners import Clock, Conflicts, Evaluate
 from .recipe import Recipe
 from .shared import head_spec
 from .sources.streams import InTurn
@@ -71,6 +71,12 @@ def sequence(job: Job, watch: Evaluate | None, after: Outcome | None) -> dict[st
     return {"sequence": {"tasks": names, "metric": after.scores.main, "matrix": matrix, "before": before, **whole}}
 
 
+def conflicts(job: Job) -> dict[str, float]:
+    """Of a run by surgery: pairs of tasks that pulled against each other, a step."""
+    found = [heard.pairs / heard.steps for heard in job.listeners if isinstance(heard, Conflicts) and heard.steps]
+    return {"conflicts_per_step": round(found[0], 3)} if found else {}
+
+
 def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Clock) -> dict[str, Any]:
     r, trains = job.recipe, job.delta.parameters()
     before = {k: v for k, v in watch.history[0].items() if k != "step"} if watch else {}
@@ -102,6 +108,7 @@ def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Cl
         "train_rows": sum(len(one.train.examples) for one in job.data.each.values()),
         "stages": list(job.data.parts),
         **sequence(job, watch, after),
+        **conflicts(job),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe": identity(r),
     }
