@@ -13,6 +13,8 @@ from .methods import METHODS
 from .objectives import OBJECTIVES
 from .recipe_yaml import Places
 from .sections import HeadOptions
+from .sources.streams import Mixed
+from .updates import UPDATES
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -53,7 +55,7 @@ def contradictions(r: Recipe, places: Places | None, name: str = "") -> None:
 
 def among(r: Recipe, places: Places | None) -> None:
     """What several tasks, or one that arrives in stages, and the rest of the recipe say against each other."""
-    stream, kind = r.built_stream(), r.stream["kind"]
+    stream, kind, form = r.built_stream(), r.stream["kind"], UPDATES[r.update.kind or "descend"]
     names = [name for name in r.tasks if not re.fullmatch(r"[A-Za-z]\w*", name)]
     fitted = [name for name, one in r.each().items() if OBJECTIVES[one.objective["kind"]].fits_head]
     exact = [name for name, one in r.each().items() if OBJECTIVES[one.objective["kind"]].exact]
@@ -64,6 +66,9 @@ def among(r: Recipe, places: Places | None) -> None:
         (r.strategy["kind"] != "naive" and kind != "sequence", "strategy", f"`strategy: {r.strategy['kind']}` and `stream: {kind}`, in which nothing is forgotten", "stream: {kind: sequence, by: a column}"),
         (kind == "sequence" and r.budget.minutes is not None, "budget.minutes", "`budget.minutes` and `stream: sequence`: a stage has steps", "budget: {epochs: 3}, of each stage"),
         (stream.several and bool(fitted), "objective", f"`objective: setfit` and `stream: {kind}`: a head that is fitted on the rows of one task", "objective: supervised; or a run of its own"),
+        (form.several and not isinstance(stream, Mixed), "update.kind", f"`update: {r.update.kind}` weighs tasks against each other, and `stream: {kind}` has one at a time", "tasks: {a: {task: ..., data: ...}, b: ...}, stream: mix; else update: descend"),
+        (form.at_once and isinstance(stream, Mixed) and stream.batches == "one_task", "update.kind", f"`update: {r.update.kind}` compares the tasks of a step, and `stream.batches: one_task` has one in each", "stream: {kind: mix, batches: mixed}; else update: uncertainty or dwa"),
+        (form.shared and r.built_method().needs_head, "update.kind", f"`update: {r.update.kind}` is about what tasks share, and `method: {r.method['kind']}` trains their heads alone", "method: lora, layers or full; else update: descend"),
         (kind == "mix" and bool(exact), f"tasks.{exact[0] if exact else ''}.objective", "rollouts among several tasks: what they remember has no place there", "stream: sequence, or a run of its own"),
     ], places)  # fmt: skip
 

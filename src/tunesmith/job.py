@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from .embedder import guided
 from .errors import Refusal
 from .evaluate.evaluate import Probe
 from .judging import probe_of_all
-from .listeners import Afresh, Opening
+from .listeners import Afresh, Conflicts, Opening
 from .networks.precision import DTYPES, Choice, Sizes, choose
 from .networks.transformer import Transformer
 from .objectives.together import Together
@@ -36,7 +36,7 @@ from .sources.table import Table
 from .teaching.columns import foreseen as teachable
 from .teaching.columns import taught
 from .teaching.written import Written
-from .updates import UPDATES, Descend
+from .updates import Descend, Form
 
 Rows = Table | Enriched | Written  # a table, as it is or with more columns
 Stream = Rows | Rollouts  # what is trained on
@@ -85,11 +85,11 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     sources = {name: enriched(above[name].cached("train", table), learns[name].needs, settings[name]) for name, table in tables.items()}
     stages = stream.stages(sources, Plan(partial(lengths, recipe), strategy.source, strategy.joins, recipe.seed))
     u = recipe.update
-    rate, form = u.rate or default_rate(method, net, learn), strategy.form(UPDATES[u.kind or ("gradcache" if learn.whole else "descend")])
+    rate, form = u.rate or default_rate(method, net, learn), strategy.form(form_of(recipe, learn))
     run = Run(net, delta, learn, stages, Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
     judged = lambda name, part: enriched(above[name].of(part), learns[name].judges, settings[name])
     probes = [probe_of_all(part, data, judged, settings) for part in ("eval", "test")]
-    listeners = [Afresh(), *([Opening(net, data.task.key, known)] if (known := growing(recipe, data)) else []), strategy]
+    listeners = [Afresh(), Conflicts(), *([Opening(net, data.task.key, known)] if (known := growing(recipe, data)) else []), strategy]
     said = [line for one in each.values() if one.objective["kind"] in NOTES for line in NOTES[one.objective["kind"]](one, learn, run.total)]
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said], listeners)
 
@@ -116,10 +116,17 @@ def agreed(recipe: Recipe, data: Dataset) -> Objective:
     """The objective of a recipe on its rows. Raises Refusal, before weights are loaded, where one cannot serve the other."""
     each, stream = recipe.each(), recipe.built_stream()
     found = {one.task.key: agreed_for_one(each.get(name, recipe), one) for name, one in data.each.items()}
+    recipe.built_method().foreseen(asdict(recipe.model))
+    form_of(recipe, next(iter(found.values())))
     if len(found) == 1:
         return next(iter(found.values()))
     weights = {one.task.key: recipe.tasks[name].weight if name in recipe.tasks else 1.0 for name, one in data.each.items()}
     return Together(found, weights, stream.mean if isinstance(stream, Mixed) else "task")
+
+
+def form_of(recipe: Recipe, learn: Objective) -> Form:
+    """How the gradient is formed; where the recipe does not say, as the objective asks."""
+    return recipe.built_update("gradcache" if learn.whole else "descend")
 
 
 def agreed_for_one(recipe: Recipe, data: Dataset) -> Objective:

@@ -159,6 +159,24 @@ class Clock(Listener):
 
 
 @dataclass
+class Conflicts(Listener):
+    """How many pairs of tasks pulled against each other in the steps of a run that looks (updates/surgery.py)."""
+
+    pairs: int = 0
+    steps: int = 0
+
+    def step(self, run: Run, record: Mapping[str, float]) -> None:
+        if "conflicts" in record:
+            self.pairs, self.steps = self.pairs + int(record["conflicts"]), self.steps + 1
+
+    def state(self) -> Mapping[str, Any]:
+        return {"pairs": self.pairs, "steps": self.steps}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.pairs, self.steps = state["pairs"], state["steps"]
+
+
+@dataclass
 class Skip(Listener):
     """Stands behind listeners whose work is not training, and takes their time off the clock."""
 

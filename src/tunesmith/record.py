@@ -14,7 +14,7 @@ from .evaluate.evaluate import Outcome
 from .evaluate.several import matrix_of, remembered
 from .job import Job
 from .judging import references
-from .listeners import Clock, Evaluate
+from .listeners import Clock, Conflicts, Evaluate
 from .recipe import Recipe
 from .shared import head_spec
 from .sources.streams import InTurn
@@ -48,7 +48,7 @@ def description(job: Job) -> Description:
     r, reader = job.recipe, job.data.reader
     texts = {k: getattr(reader, k) for k in READS}
     head = {k: v for k, v in asdict(head_spec(r, job.data)).items() if k != "classes"}
-    method = {**asdict(job.method), "kind": r.method["kind"]}  # type: ignore[call-overload]
+    method = {**asdict(job.method.settled()), "kind": r.method["kind"]}  # type: ignore[call-overload]
     tasks = (
         {name: asked_of(r.each().get(name, r), one) for name, one in job.data.each.items()} if len({one.task.key for one in job.data.each.values()}) > 1 else {}
     )
@@ -69,6 +69,12 @@ def sequence(job: Job, watch: Evaluate | None, after: Outcome | None) -> dict[st
     matrix, before = matrix_of(watch.history, job.run.ends, names, after.scores.main)
     whole = {} if len(matrix) < len(names) else remembered(matrix, before)
     return {"sequence": {"tasks": names, "metric": after.scores.main, "matrix": matrix, "before": before, **whole}}
+
+
+def conflicts(job: Job) -> dict[str, float]:
+    """Of a run by surgery: pairs of tasks that pulled against each other, a step."""
+    found = [heard.pairs / heard.steps for heard in job.listeners if isinstance(heard, Conflicts) and heard.steps]
+    return {"conflicts_per_step": round(found[0], 3)} if found else {}
 
 
 def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Clock) -> dict[str, Any]:
@@ -102,6 +108,7 @@ def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Cl
         "train_rows": sum(len(one.train.examples) for one in job.data.each.values()),
         "stages": list(job.data.parts),
         **sequence(job, watch, after),
+        **conflicts(job),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe": identity(r),
     }

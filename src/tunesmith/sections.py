@@ -64,10 +64,10 @@ class HeadOptions:
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """kind: how the gradient is formed, by default as the objective asks; rate: peak learning rate, by default the method's own for this kind
-    of architecture; batch: examples a step; micro: tokens a pass."""
+    """kind: how the gradient is formed, by default as the objective asks; its own options stand beside it, and here in `options`; rate: peak learning
+    rate, by default the method's own for this kind of architecture; batch: examples a step; micro: tokens a pass."""
 
-    kind: Literal["descend", "gradcache"] | None = None
+    kind: str | None = None
     rate: Annotated[float, Gt(0)] | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Share = 0.06
@@ -75,6 +75,7 @@ class UpdateOptions:
     clip: Annotated[float, Ge(0)] = 1.0
     batch: Positive = 32
     micro: Positive = 16384
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Objective(nn.Module, ABC):
     judges  those of them that evaluation looks up too
     whole   all rows of a batch see each other, so its gradient is formed by `gradcache`; what `read` returns has one entry a row
     pace    factor on the method's default learning rate
+    weight  of its gradient among those of other tasks; what is logged is not weighted
     still   it is trained without dropout, unless the recipe gives one
     exact   what wrote is, bit for bit, what is scored: no dropout at all
     unlabelled  it also learns from rows without a label
@@ -40,6 +41,7 @@ class Objective(nn.Module, ABC):
     judges: frozenset[str] = frozenset()
     whole: bool = False
     pace: float = 1.0
+    weight: float = 1.0
     still: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     unlabelled: ClassVar[bool] = False
