@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .core import Delta, Listener, Method, Objective, Ragged, Run
-from .curriculum import known_after
+from .curriculum import key_of, known_after
 from .dataset import Dataset, Part
 from .embedder import guided
 from .errors import Refusal
@@ -80,7 +80,10 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute, keep=shared.keeps)
     each = recipe.each()
-    settings = {name: Setting(each.get(name, recipe), one, net, delta, learns[name], reporter, shared) for name, one in data.each.items()}
+    settings = {
+        name: Setting(each.get(name, recipe), one, net, delta, learns[name], reporter, shared, key_of(name) if data.parts else "")
+        for name, one in data.each.items()
+    }
     above = {name: Above(net, delta, one, shared, reporter, f"{name}/" if data.parts else "") for name, one in data.each.items()}
     sources = {name: enriched(above[name].cached("train", table), learns[name].needs, settings[name]) for name, table in tables.items()}
     stages = stream.stages(sources, Plan(partial(lengths, recipe), strategy.source, strategy.joins, recipe.seed))
@@ -147,7 +150,7 @@ def agreed_for_one(recipe: Recipe, data: Dataset) -> Objective:
 
 @dataclass(frozen=True)
 class Setting:
-    """All that a source may need to add a column."""
+    """All that a source may need to add a column. `part`: of which of several tasks, as the name of a folder."""
 
     recipe: Recipe
     data: Dataset
@@ -156,6 +159,7 @@ class Setting:
     objective: Objective
     reporter: Reporter
     shared: Shared = field(default_factory=Shared)
+    part: str = ""
 
     def told(self, what: str) -> Callable[[int, int], None]:
         """A bar that hears how many of how many rows are done."""
