@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import shop
 from tunesmith.artifact import load
+from tunesmith.comparison.compare import compare
+from tunesmith.comparison.statistics import draws_of, mean_of, ratio
 from tunesmith.core import Batch, Ragged
 from tunesmith.curriculum import read_all
 from tunesmith.errors import Refusal
@@ -130,7 +134,52 @@ def test_joined_batches_keep_their_rows_apart() -> None:
     assert [list(g) for g in one.groups()] == [[0, 1], [2], [3]] and "more" not in one
 
 
+def test_a_comparison_trains_each_alone_too(work: Path, tmp_path: Path) -> None:
+    """What company gives or takes is said task by task, and a mix of one task's rows alone is that task's run."""
+    made = recipe(several(work, tmp_path, "classify", "tag", budget={"epochs": 1}))
+    found = compare(made, ["bitfit"], seeds=2, reporter=QUIET)
+    assert [row["label"] for row in found.table if not row["baseline"]] and {row["label"] for row in found.table} == {"bitfit", "bitfit, each alone"}
+    of = {row["label"]: row for row in found.table}
+    for task in ("t_classify", "t_tag"):
+        gap = of["bitfit"]["tasks"][task] - of["bitfit, each alone"]["tasks"][task]
+        assert found.record["transfer"]["bitfit"][task] == pytest.approx(gap)
+    for row in found.table:
+        assert row["mean"] == pytest.approx(sum(row["tasks"].values()) / 2)
+    alone = run(
+        replace(
+            made.each()["t_tag"],
+            stream={"kind": "single"},
+            update=replace(made.update, batch=4),
+            out=str(tmp_path / "tag"),
+            seed=made.seed,
+            method={"kind": "bitfit"},
+            evaluate=replace(made.evaluate, best=False),
+        ),
+        QUIET,
+    )
+    beside = next(r for r in found.results if r["label"] == "bitfit, each alone" and r["seed"] == made.seed)
+    assert beside["after"]["t_tag.f1"] == pytest.approx(alone["after"]["f1"])
+    page = found.report.read_text()
+    assert "Task by task" in page and "t_classify" in page
+
+
+def test_the_mean_over_tasks_on_drawn_rows() -> None:
+    """Tasks are drawn apart, and all rows once give the means themselves."""
+    judged = mean_of([(2, ratio([(1.0, 1.0), (0.0, 1.0)])), (3, ratio([(1.0, 1.0)] * 3))])
+    assert judged(np.arange(5)[None])[0] == pytest.approx(0.75)
+    assert set(np.round(judged(draws_of(5)), 2)) == {0.5, 0.75, 1.0}
+
+
 # ------------------------------------------------------------------------------------------------ one after the other
+
+
+def test_a_sequence_is_compared_with_what_needs_no_training(work: Path, tmp_path: Path) -> None:
+    found = compare(recipe(staged(work, tmp_path)), ["head"], seeds=1, vary=["strategy=naive,joint"], reporter=QUIET)
+    labels = {row["label"] for row in found.table}
+    assert {"head strategy=naive", "head strategy=joint", "linear probe", "nearest centroid", "majority"} == labels
+    naive = next(row for row in found.table if row["label"] == "head strategy=naive")
+    assert naive["mean"] == pytest.approx(naive["remembered"]["acc"]) and len(naive["matrix"]) == 2
+    assert "What is remembered" in found.report.read_text()
 
 
 @pytest.mark.parametrize("scenario", ["class", "task"])

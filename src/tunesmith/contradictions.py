@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .construct import at
 from .errors import Refusal
+from .methods import METHODS
 from .objectives import OBJECTIVES
 from .recipe_yaml import Places
 from .sections import HeadOptions
@@ -29,6 +30,8 @@ def contradictions(r: Recipe, places: Places | None, name: str = "") -> None:
     checks: list[Check] = [
         (r.task not in learn.tasks, "objective", f"`objective: {r.objective['kind']}` and `task: {r.task}`", f"objective: {' or '.join(serving)}; else task: {' or '.join(learn.tasks)}"),
         (learn.whole and r.update.kind == "descend", "update.kind", f"`update: descend` and `objective: {r.objective['kind']}`, in which all rows of a batch see each other", "update: gradcache"),
+        (learn.fits_head and r.head.kind != "linear", "head", f"`head: {r.head.kind}` and `objective: {r.objective['kind']}`, which fits a linear one", "leave `head` out"),
+        (learn.fits_head and METHODS[r.method["kind"]].needs_head, "method", f"`method: {r.method['kind']}` and `objective: {r.objective['kind']}`, which tunes the body: nothing would move", "method: full, lora or layers; or objective: supervised"),
         (len(limits) > 1, f"budget.{limits[-1] if limits else ''}", f"two budgets: {' and '.join(limits)}", "keep one of them"),
         (not r.built_stream().chooses and (r.evaluate.patience > 0 or bool(r.evaluate.best)), "evaluate", f"choosing on the rows that judge, and `stream: {r.stream['kind']}`: " + ("they are more than those to learn from" if r.built_stream().draws else "it would choose a stage, and forget the tasks behind it"), "leave `patience` and `best` out"),
         (r.evaluate.patience > 0 and r.data.eval is None, "evaluate.patience", "`evaluate.patience` needs `data.eval`", "data.eval: 0.1 holds out a tenth of the training rows"),
@@ -54,6 +57,7 @@ def among(r: Recipe, places: Places | None) -> None:
     """What several tasks, or one that arrives in stages, and the rest of the recipe say against each other."""
     stream, kind, form = r.built_stream(), r.stream["kind"], UPDATES[r.update.kind or "descend"]
     names = [name for name in r.tasks if not re.fullmatch(r"[A-Za-z]\w*", name)]
+    fitted = [name for name, one in r.each().items() if OBJECTIVES[one.objective["kind"]].fits_head]
     exact = [name for name, one in r.each().items() if OBJECTIVES[one.objective["kind"]].exact]
     refuse([
         (bool(names), "tasks", f"{names[0] if names else ''!r} is no name for a task", "letters, digits and _"),
@@ -61,6 +65,7 @@ def among(r: Recipe, places: Places | None) -> None:
         (stream.several and not stream.parts(r.tasks), "stream", f"`stream: {kind}` and one task", "tasks: {a: {task: ..., data: ...}, b: ...}" + ("; or stream.by, the column that tells its stages apart" if kind == "sequence" else "")),
         (r.strategy["kind"] != "naive" and kind != "sequence", "strategy", f"`strategy: {r.strategy['kind']}` and `stream: {kind}`, in which nothing is forgotten", "stream: {kind: sequence, by: a column}"),
         (kind == "sequence" and r.budget.minutes is not None, "budget.minutes", "`budget.minutes` and `stream: sequence`: a stage has steps", "budget: {epochs: 3}, of each stage"),
+        (stream.several and bool(fitted), "objective", f"`objective: setfit` and `stream: {kind}`: a head that is fitted on the rows of one task", "objective: supervised; or a run of its own"),
         (form.several and not isinstance(stream, Mixed), "update.kind", f"`update: {r.update.kind}` weighs tasks against each other, and `stream: {kind}` has one at a time", "tasks: {a: {task: ..., data: ...}, b: ...}, stream: mix; else update: descend"),
         (form.at_once and isinstance(stream, Mixed) and stream.batches == "one_task", "update.kind", f"`update: {r.update.kind}` compares the tasks of a step, and `stream.batches: one_task` has one in each", "stream: {kind: mix, batches: mixed}; else update: uncertainty or dwa"),
         (form.shared and r.built_method().needs_head, "update.kind", f"`update: {r.update.kind}` is about what tasks share, and `method: {r.method['kind']}` trains their heads alone", "method: lora, layers or full; else update: descend"),

@@ -73,7 +73,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     learn = strategy.objective(learn)
     learn.to(net.device).meet(net)
     net.recompute(recipe.recompute)
-    tables = tables_of(recipe, data, net.device)
+    tables = tables_of(recipe, data, learn, net.device)
     for one in data.each.values():
         fits(one, net, method.positions)
     choice = told(lambda: choose(sizes(net, list(tables.values())), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel))
@@ -94,11 +94,14 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said], listeners)
 
 
-def tables_of(recipe: Recipe, data: Dataset, device: torch.device) -> dict[str, Table]:
+def tables_of(recipe: Recipe, data: Dataset, learn: Objective, device: torch.device) -> dict[str, Table]:
     """The training rows of each task, with as many in a batch as the stream has it."""
     rows = {name: len(one.train.examples) for name, one in data.each.items()}
     sizes = recipe.built_stream().sizes(rows, recipe.update.batch, recipe.built_strategy().joins)
-    return {name: Table(one.train.encoded.columns, one.task.key, sizes[name], recipe.seed, device) for name, one in data.each.items()}
+    return {
+        name: Table(one.train.encoded.columns, one.task.key, sizes[name], recipe.seed, learn.of(one.task.key).together, device)
+        for name, one in data.each.items()
+    }
 
 
 def growing(recipe: Recipe, data: Dataset) -> list[int]:

@@ -29,12 +29,12 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def predictions(part: Part, after: Outcome, task: str = "") -> str:
-    """One line a row that was judged: of which of several tasks, what it asked, what was expected and predicted, and its shares of the main metric."""
+    """One line a row that was judged: of several tasks, which, and what it is judged by; what it asked, what was expected and predicted, and its shares of the main metric."""
     expected = references(part, part.task.kind)
     lines = []
     for i, example in enumerate(part.examples):
         line = {
-            **({"task": task} if task else {}),
+            **({"task": task, "metric": after.scores.main} if task else {}),
             "row": i,
             "asked": asked(example)[:SHOWN],
             "expected": expected[i],

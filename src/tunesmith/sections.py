@@ -30,7 +30,7 @@ class Data:
     """train, eval, test: files, hub data sets or `desk`; eval may be a share of the training rows to hold out.
 
     prompts: what stands before texts to embed, by role: anchor and positive (negatives too), or text.
-    unlabelled: a file of further rows, of which only the texts are read: for a teacher to label (`limit` does not count them).
+    unlabelled: a file of further rows, of which only the texts are read: for a teacher to label (`limit` does not count them); at most `unlabelled_limit`.
     inner: a share of the training rows to judge by instead of eval and test, which are left unread (a search for options).
     """
 
@@ -50,6 +50,7 @@ class Data:
     prompts: dict[Literal["anchor", "positive", "text"], str] = field(default_factory=dict)
     limit: Positive | None = None  # first rows of a seeded shuffle of the training file
     unlabelled: str | None = None
+    unlabelled_limit: Positive | None = None
     inner: Annotated[float, Gt(0), Lt(1)] | None = None
 
 

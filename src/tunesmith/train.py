@@ -23,6 +23,7 @@ from .core import Listener
 from .engine import fit
 from .errors import Diverged, OutOfMemory
 from .evaluate.evaluate import Outcome
+from .fitted_head import beside
 from .job import Job, agreed, assemble
 from .listeners import Clock, Evaluate, Journal, Show, Signals, Skip
 from .progress import Reporter
@@ -150,20 +151,23 @@ def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener
     recipe, run_ = job.recipe, job.run
     period = run_.stream[0].period
     clock, journal = Clock(recipe.budget.minutes or 0.0), Journal(folder / "metrics.jsonl")
-    watch = (
-        Evaluate(
-            job.probe,
-            every(recipe.evaluate.every or "epoch", period if recipe.built_stream().chooses else run_.total),
-            recipe.evaluate.patience,
-            best_keeper(recipe, folder),
-        )
-        if job.probe
-        else None
-    )
+    often = every(recipe.evaluate.every or "epoch", period if recipe.built_stream().chooses else run_.total)
+    watch = Evaluate(job.probe, often, recipe.evaluate.patience, best_keeper(recipe, folder)) if job.probe else None
     saving = Checkpoints(folder / "checkpoints", fingerprint(job), every(recipe.checkpoint.every, period), recipe.checkpoint.keep)
     signals = Signals(saving.save)
     with reporter.bar(recipe.method["kind"]) as bar, signals:
-        run_.listeners = [*job.listeners, clock, journal, Show(bar.told), *([watch] if watch else []), *guests, saving, signals, Skip(clock)]
+        run_.listeners = [
+            *beside(job, often),
+            *job.listeners,
+            clock,
+            journal,
+            Show(bar.told),
+            *([watch] if watch else []),
+            *guests,
+            saving,
+            signals,
+            Skip(clock),
+        ]
         run_.update.prepare(run_)  # type: ignore[attr-defined]
         resumed = saving.resume(run_)
         for line in saving.said:

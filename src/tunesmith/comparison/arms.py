@@ -22,11 +22,15 @@ COMMA = re.compile(r",(?![^\[{]*[\]}])")  # not inside brackets
 
 @dataclass(frozen=True)
 class Arm:
-    """One run. `label` says what sets it apart from the others, seeds not counted; `tuning`, what the search of its rate found and took."""
+    """One run. `label` says what sets it apart from the others, seeds not counted; `tuning`, what the search of its rate found and took.
+
+    apart   its tasks are trained each by itself
+    """
 
     label: str
     recipe: Recipe
     tuning: Mapping[str, Any] | None = None
+    apart: bool = False
 
 
 def arms(base: Recipe, methods: Sequence[str], seeds: int, vary: Sequence[str] = ()) -> list[Arm]:

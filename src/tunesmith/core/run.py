@@ -32,6 +32,8 @@ class Objective(nn.Module, ABC):
     still   it is trained without dropout, unless the recipe gives one
     exact   what wrote is, bit for bit, what is scored: no dropout at all
     unlabelled  it also learns from rows without a label
+    fits_head   the head is no gradient's: it is fitted on the training rows whenever the network is to be judged (fitted_head.py)
+    together    how many rows of a label meet in a batch; 1: as chance has it
     """
 
     tasks: ClassVar[tuple[str, ...]] = ()
@@ -43,6 +45,8 @@ class Objective(nn.Module, ABC):
     still: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     unlabelled: ClassVar[bool] = False
+    fits_head: ClassVar[bool] = False
+    together: int = 1
 
     def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
         """Raise Refusal where rows of the right kind cannot serve it all the same. `size` examples a batch; called before weights are loaded."""
