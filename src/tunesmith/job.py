@@ -89,9 +89,12 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     run = Run(net, delta, learn, stages, Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
     judged = lambda name, part: enriched(above[name].of(part), learns[name].judges, settings[name])
     probes = [probe_of_all(part, data, judged, settings) for part in ("eval", "test")]
-    listeners = [Afresh(), *([Opening(net, data.task.key, known)] if (known := growing(recipe, data)) else []), strategy]
+    known = growing(recipe, data)
+    listeners = [Afresh(), *([Opening(net, data.task.key, known)] if known else []), strategy]
     said = [line for one in each.values() if one.objective["kind"] in NOTES for line in NOTES[one.objective["kind"]](one, learn, run.total)]
-    return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said], listeners)
+    return Job(
+        recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *strategy.notes(bool(known)), *said], listeners
+    )
 
 
 def tables_of(recipe: Recipe, data: Dataset, device: torch.device) -> dict[str, Table]:

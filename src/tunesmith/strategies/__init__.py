@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from .anchors import EWC, MAS, SI
 from .bounds import Joint, Naive
+from .replay import Der, Derpp, Replay
 from .strategy import Strategy
 
-STRATEGIES: dict[str, type[Strategy]] = {"naive": Naive, "joint": Joint}
+STRATEGIES: dict[str, type[Strategy]] = {"naive": Naive, "joint": Joint, "replay": Replay, "der": Der, "derpp": Derpp, "ewc": EWC, "si": SI, "mas": MAS}
 
 __all__ = ["STRATEGIES", "Strategy"]
