@@ -19,7 +19,7 @@ from tunesmith.recipe import recipe
 from tunesmith.shared import Shared
 
 QUIET = Reporter(quiet=True)
-STAGED = ("classify", "generate", "prefer", "tag", "embed")
+STAGED = ("classify", "generate", "prefer", "tag", "score", "embed")
 
 
 def workshop(folder: Path) -> Path:

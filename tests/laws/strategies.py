@@ -19,6 +19,8 @@ CASES: dict[str, dict[str, Any]] = {
     "ewc": {"strength": 1e3, "examples": 10},
     "si": {"strength": 1e2},
     "mas": {"strength": 1e2, "examples": 10},
+    "lwf": {},
+    "agem": {"size": 20},
 }
 MORE: dict[str, dict[str, Any]] = {}  # what else of the recipe a strategy wants
 

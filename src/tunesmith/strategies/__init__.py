@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from .agem import AGEM
 from .anchors import EWC, MAS, SI
 from .bounds import Joint, Naive
+from .lwf import LwF
 from .replay import Der, Derpp, Replay
 from .strategy import Strategy
 
-STRATEGIES: dict[str, type[Strategy]] = {"naive": Naive, "joint": Joint, "replay": Replay, "der": Der, "derpp": Derpp, "ewc": EWC, "si": SI, "mas": MAS}
+STRATEGIES: dict[str, type[Strategy]] = {"naive": Naive, "joint": Joint, "replay": Replay, "der": Der, "derpp": Derpp, "ewc": EWC, "si": SI, "mas": MAS, "lwf": LwF, "agem": AGEM}
 
 __all__ = ["STRATEGIES", "Strategy"]

@@ -106,36 +106,29 @@ def apart(logits: Tensor, dark: Ragged) -> Tensor:
 
 
 @dataclass
-class Replay(Strategy):
-    """Beside each batch of new rows one of old rows, from a memory that is filled at the end of each stage (experience replay, Chaudhry et al. 2019; section 3).
+class Remembering(Strategy):
+    """What strategies with a memory have in common.
 
     size     examples that are kept, at most
     balance  `reservoir`: uniform over all examples so far; `class`: as many of each label
     batch    old examples a step; None: as many as new ones
-    weight   of the old rows' mean loss beside the new rows'; 0 is naive
     """
 
     size: Size = 500
     balance: Balance = "reservoir"
     batch: Size | None = None
-    weight: Weight = 1.0
 
-    paper: ClassVar[str] = "Chaudhry et al. 2019, https://arxiv.org/abs/1902.10486"
     rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.memory = Memory(self.size, self.balance)
         self.sources: list[Any] = []
+        self.keys: list[str] = []
 
     @property
     def draws(self) -> tuple[bool, ...]:
         """Whether each draw of a step brings its outputs along."""
-        return (False,) if self.weight else ()
-
-    @property
-    def weights(self) -> tuple[float, float]:
-        """Of old rows' labels, and of their outputs."""
-        return self.weight, 0.0
+        raise NotImplementedError
 
     def meet(self, net: Network, delta: Delta, kinds: Mapping[str, str]) -> None:
         self.keys = list(kinds)
@@ -150,9 +143,6 @@ class Replay(Strategy):
         replayed = Replayed(source, self.memory, stage, old, self.batch or source.table.size, self.draws)
         return replayed, replayed.width
 
-    def objective(self, learn: Objective) -> Objective:
-        return Replaying(learn, *self.weights, several=len(self.keys) > 1) if self.draws else learn
-
     def end(self, run: Run, stage: Stage) -> None:
         i = number(run, stage)
         self.memory.learn(self.sources[i], run.net, i, run.seed, outputs if any(self.draws) else None)
@@ -164,6 +154,25 @@ class Replay(Strategy):
         self.memory.recall(tensors, [key for key in self.keys if any(name.startswith(f"{key}/") for name in tensors)])
 
 
+@dataclass
+class Replay(Remembering):
+    """Beside each batch of new rows one of old rows, from a memory that is filled at the end of each stage (experience replay, Chaudhry et al. 2019; section 3).
+
+    weight  of the old rows' mean loss beside the new rows'; 0 is naive
+    """
+
+    weight: Weight = 1.0
+
+    paper: ClassVar[str] = "Chaudhry et al. 2019, https://arxiv.org/abs/1902.10486"
+
+    @property
+    def draws(self) -> tuple[bool, ...]:
+        return (False,) if self.weight else ()
+
+    def objective(self, learn: Objective) -> Objective:
+        return Replaying(learn, self.weight, 0.0, several=len(self.keys) > 1) if self.draws else learn
+
+
 def outputs(net: Network, batch: Batch) -> Ragged:
     """(M, C): what the head says at rest, one run a row."""
     logits = net.logits(batch).float()
@@ -171,7 +180,7 @@ def outputs(net: Network, batch: Batch) -> Ragged:
 
 
 @dataclass
-class Der(Replay):
+class Der(Remembering):
     """Old rows keep the outputs that they had when their stage ended (dark experience replay, Buzzega et al. 2020, equation 5).
 
     The outputs are those at rest, without dropout; the paper stores those of the training pass at which a row came in.
@@ -190,9 +199,8 @@ class Der(Replay):
     def draws(self) -> tuple[bool, ...]:
         return (*((True,) if self.alpha else ()), *((False,) if self.weight else ()))
 
-    @property
-    def weights(self) -> tuple[float, float]:
-        return self.weight, self.alpha
+    def objective(self, learn: Objective) -> Objective:
+        return Replaying(learn, self.weight, self.alpha, several=len(self.keys) > 1) if self.draws else learn
 
     def meet(self, net: Network, delta: Delta, kinds: Mapping[str, str]) -> None:
         super().meet(net, delta, kinds)
