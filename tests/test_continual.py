@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from torch import Tensor
 
 import staged
 from staged import assembled, fitted, learnt, made, same, strategy_of
+from tunesmith.artifact import export, load
 from tunesmith.core import Batch, Ragged
 from tunesmith.errors import Refusal
+from tunesmith.networks.decode import Sampling, generate
 from tunesmith.recipe import recipe
 from tunesmith.sources.table import Table
 from tunesmith.strategies.agem import project
@@ -22,6 +25,7 @@ from tunesmith.strategies.anchors import Penalty
 from tunesmith.strategies.examples import mean_of
 from tunesmith.strategies.memory import Memory
 from tunesmith.strategies.replay import apart
+from tunesmith.train import run
 from tunesmith.updates.descend import summed
 
 
@@ -378,6 +382,89 @@ def test_a_projected_step_does_not_make_old_rows_worse(work: Path) -> None:
     assert abs(dot(found, r)) < 1e-5 * dot(r, r)
 
 
+# ------------------------------------------------------------------------------------------------ a block, a delta, a dream of each stage
+
+
+def test_a_stage_moves_its_own_block_of_the_rank(work: Path) -> None:
+    """Others rest to the bit, under weight decay too; the penalty is sum |A_k A_t^T| whatever the pieces; the artifact is a plain LoRA."""
+    given = made(work, {"kind": "olora", "strength": 0.5}, method={"kind": "lora", "rank": 6}, update={"batch": 8, "rate": 1e-2, "decay": 0.5, "micro": 12})
+    blocks = lambda n, t: t.split(2, 0 if n.endswith("A") else 1)
+    before, one, two = learnt(assembled(given)), learnt(fitted(given, 1)), learnt(fitted(given, 2))
+    names = [n for n in one if n.endswith((".lora.A", ".lora.B"))]
+    for n in names:
+        b, x, y = (blocks(n, state[n]) for state in (before, one, two))
+        assert [torch.equal(p, q) for p, q in zip(b, x, strict=True)] == [False, True, True], n
+        assert [torch.equal(p, q) for p, q in zip(x, y, strict=True)] == [True, False, True], n
+    job = entered(fitted(given, 2), 2)
+    by_hand = sum(float((p[:4] @ p[4:].T).abs().sum()) for n, p in job.delta.state_dict().items() if n.endswith(".lora.A"))
+    assert first_step(job, 2)[1]["penalty"] == pytest.approx(0.5 * by_hand, rel=1e-4)
+    found = run(recipe({**given, "out": str(work / "blocks")}), staged.QUIET)
+    config = json.loads((found.folder / "artifact" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["r"] == 6
+
+
+def test_a_rank_that_is_too_small_for_the_stages_is_refused(work: Path) -> None:
+    for strategy, rank in (({"kind": "olora"}, 2), ({"kind": "olora", "room": 9}, 8), ({"kind": "olora", "room": 2}, 8)):
+        with pytest.raises(Refusal, match="stages"):
+            assembled(made(work, strategy, method={"kind": "lora", "rank": rank}))
+    with pytest.raises(Refusal, match="no sum over the rank"):
+        assembled(made(work, "olora", method={"kind": "lora", "dora": True}))
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "head"])
+def test_a_row_goes_the_way_of_the_nearest_centroid(work: Path, method: str) -> None:
+    """Each row is answered as the network of its stage would, alone. Wrong: by the stage that it really belongs to."""
+    given = made(work, "route", method=method, scenario="class", update={"batch": 8, "rate": 1e-2})
+    alone = [fitted(given, k + 1).net.eval() for k in range(3)]
+    job = fitted(given)
+    net, router = job.net.eval(), strategy_of(job).router
+    batches = [b for part in job.data.parts.values() for b in Table(part.eval.encoded.columns, "classify").once()]  # type: ignore[union-attr]
+    batch = Batch.joined(batches)
+    with torch.no_grad():
+        base = router.base(batch)
+        likeness = torch.nn.functional.normalize(base, dim=-1) @ router.routes.centroids.T
+        to = router.routes.stage[likeness.argmax(-1)].tolist()
+        assert router.sent(batch) == to and len(set(to)) > 1
+        found = net.logits(batch)
+        for i, k in enumerate(to):
+            right = type(net).logits(alone[k], batch.pick([i]))[0]
+            torch.testing.assert_close(found[i, : len(right)], right, rtol=1e-4, atol=1e-5)
+    oracle = [int(label) // 2 for label in batch["label"].tolist()]
+    assert to != oracle, "rows of these stages resemble each other"
+
+
+def test_a_delta_a_stage_forgets_nothing_and_the_artifact_has_all(work: Path, tmp_path: Path) -> None:
+    given = made(work, "route", scenario="task", out=str(tmp_path / "run"), update={"batch": 8, "rate": 1e-2})
+    told = run(recipe(given), staged.QUIET).record["sequence"]
+    assert told["bwt"] == 0 and all(told["matrix"][2][j] == told["matrix"][j][j] for j in range(3))
+    found = run(recipe(made(work, "route", scenario="class", out=str(tmp_path / "class"))), staged.QUIET)
+    lines = [json.loads(line) for line in (found.folder / "predictions.jsonl").read_text().splitlines()]
+    tuned = load(found.folder)
+    assert [r["label"] for r in tuned.predict([line["asked"] for line in lines])] == [line["predicted"] for line in lines]
+    with pytest.raises(Refusal, match="a delta a stage"):
+        export(found.folder, tmp_path / "plain")
+
+
+@pytest.mark.parametrize("start", ["prompt", "beginning", "bos"])
+def test_what_is_dreamt_is_the_model_s_own(work: Path, start: str) -> None:
+    """No old answer is kept; what is replayed was written from the starts by the network as the stage found it."""
+    given = made(work, {"kind": "dream", "size": 9, "start": start, "length": 4, "tokens": 2, "temperature": 0.0}, "generate")
+    job = fitted(given, 1)
+    strategy = strategy_of(job)
+    (starts,) = strategy.memory.held.values()
+    rows = {tuple(r.tolist()) for r in job.data.parts["x"].train.encoded.columns["ids"].rows()}  # type: ignore[union-attr]
+    kept = [tuple(r.tolist()) for r in starts.ragged("ids").rows()]
+    assert len(starts["label"]) == 0 and not rows & set(kept) and all(any(row[: len(k)] == k for row in rows) for k in kept)
+    entered(job, 1)
+    (dreams,) = strategy.dreams.held.values()
+    greedy = generate(job.net, [[2]] * 9 if start == "bos" else [list(k) for k in kept], Sampling(4), eos=2, pad=0)
+    written = [row.tolist() for row in dreams.ragged("ids").rows()]
+    for row, begun, answer, at in zip(written, [(2,)] * 9 if start == "bos" else kept, greedy, dreams.ragged("at").rows(), strict=True):
+        assert row[: len(begun)] == list(begun) and row[len(begun) :][: len(answer)] == answer
+        assert at.tolist() == list(range(len(begun) - 1 if start == "prompt" else 0, len(row) - 1))
+    assert "replay" in first_step(job, 1)[1]
+
+
 # ------------------------------------------------------------------------------------------------ what makes no sense
 
 
@@ -388,6 +475,10 @@ def test_a_projected_step_does_not_make_old_rows_worse(work: Path) -> None:
         ({"strategy": "ewc", "shape": "embed"}, "see each other"),
         ({"strategy": {"kind": "replay", "size": 0}}, "strategy.size"),
         ({"strategy": {"kind": "replay", "memory": 3}}, "unknown key"),
+        ({"strategy": "olora", "method": "full"}, "method: lora"),
+        ({"strategy": "dream"}, "`task: classify`"),
+        ({"strategy": "route", "shape": "generate"}, "`task: generate`"),
+        ({"strategy": "replay", "shape": "generate", "objective": {"kind": "reinforce", "reward": "length"}}, "rollouts"),
         ({"strategy": "repaly"}, "did you mean `replay`"),
     ],
 )

@@ -115,7 +115,9 @@ def main() -> None:
         work = Path(folder)
         for part, each in (("train", 20), ("test", 5)):
             (work / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(part, each)))
-        keys = [(m, s, c, n) for m in args.methods for n in CELLS[m][1] if n in args.stages for c in args.scenarios for s in CELLS[m][0] if s in args.strategies]
+        keys = [
+            (m, s, c, n) for m in args.methods for n in CELLS[m][1] if n in args.stages for c in args.scenarios for s in CELLS[m][0] if s in args.strategies
+        ]
         for key in keys:
             if (name := " ".join(map(str, key))) not in found:
                 found[name] = cell(work, shared, *key)

@@ -68,7 +68,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     method, strategy, stream, learn = recipe.built_method(), recipe.built_strategy(), recipe.built_stream(), agreed(recipe, data)
     learns = {name: learn.of(one.task.key) for name, one in data.each.items()}
     torch.manual_seed(recipe.seed)
-    delta = method.attach(net, keep=shared.keeps or any({"reference", "guide"} & one.needs for one in learns.values()))
+    delta = method.attach(net, keep=shared.keeps or strategy.base or any({"reference", "guide"} & one.needs for one in learns.values()))
     strategy.meet(net, delta, {one.task.key: one.task.kind for one in data.each.values()})
     learn = strategy.objective(learn)
     learn.to(net.device).meet(net)

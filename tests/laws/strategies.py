@@ -21,8 +21,11 @@ CASES: dict[str, dict[str, Any]] = {
     "mas": {"strength": 1e2, "examples": 10},
     "lwf": {},
     "agem": {"size": 20},
+    "olora": {"strength": 0.1},
+    "route": {},
+    "dream": {"size": 12, "length": 5},
 }
-MORE: dict[str, dict[str, Any]] = {}  # what else of the recipe a strategy wants
+MORE: dict[str, dict[str, Any]] = {"dream": {"shape": "generate", "scenario": None}}  # what else of the recipe a strategy wants
 
 
 def given(work: Path, name: str, **more: Any) -> dict[str, Any]:

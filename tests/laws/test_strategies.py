@@ -62,7 +62,7 @@ def test_every_strategy_is_here() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_killed_anywhere_it_ends_the_same(work: Path, tmp_path: Path, name: str) -> None:
     """Killed at every step in turn, so also at the border of two stages; the matrix and every weight are those of a run that never stopped."""
-    more: dict[str, Any] = {"dropout": 0.1, "stream": {"kind": "sequence", "by": "domain", "into": 2, "scenario": "class"}}
+    more: dict[str, Any] = {"dropout": 0.1, "stream": {"kind": "sequence", "by": "domain", "into": 2}}
     whole = run(recipe(given(work, name, out=str(tmp_path / "whole"), **more)), staged.QUIET)
     parts = recipe(given(work, name, out=str(tmp_path / "parts"), **more))
     found = None

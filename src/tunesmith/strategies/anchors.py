@@ -10,11 +10,11 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from ..core import Batch, Counts, Delta, Network, Objective, Run, Signals, Source, Stage, Terms
+from ..core import Batch, Delta, Network, Objective, Run, Source, Stage
 from ..errors import Refusal
 from ..parallel import add_up
 from ..updates import Form
-from .around import Around
+from .around import Once
 from .examples import DRAWS, mean_of, sampled
 from .strategy import Strategy, number
 
@@ -22,8 +22,8 @@ Weight = Annotated[float, Ge(0)]
 Rows = Annotated[int, Ge(1)]
 
 
-class Penalty(Around):
-    """`penalty`: strength x sum of importance x (parameter - anchor)^2, once a step, in however many pieces and processes the step is taken.
+class Penalty(Once):
+    """`penalty`: strength x sum of importance x (parameter - anchor)^2.
 
     importance, anchor  buffers by parameter name, so a checkpoint holds them. A parameter, or a row of a head, that no gradient has reached has importance 0.
     """
@@ -38,6 +38,10 @@ class Penalty(Around):
 
     def held(self, what: str, name: str) -> Tensor:
         return self.get_buffer(key_of(what, name))
+
+    @property
+    def holds(self) -> bool:
+        return bool(self.live)
 
     def look(self) -> None:
         """Which parameters are held; until one is, there is no penalty."""
@@ -61,17 +65,6 @@ class Penalty(Around):
     def pull(self, name: str) -> Tensor:
         """The penalty's gradient."""
         return 2 * self.strength * self.held("importance", name) * (self.params[name].detach().float() - self.held("anchor", name))
-
-    def read(self, net: Network, batch: Batch) -> Signals:
-        read = self.inner.read(net, batch)
-        return {**read, "penalty": self.penalty().expand(len(batch))} if self.live else read  # an entry a row: the sum over rows, divided by them, is one
-
-    def score(self, signals: Signals, batch: Batch) -> Terms:
-        terms = self.inner.score(signals, batch)
-        return {**terms, "penalty": signals["penalty"].sum()} if self.live else terms
-
-    def count(self, batch: Batch) -> Counts:
-        return {**self.inner.count(batch), "penalty": len(batch)} if self.live else self.inner.count(batch)
 
 
 def key_of(what: str, name: str) -> str:

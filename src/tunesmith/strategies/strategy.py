@@ -20,6 +20,7 @@ class Strategy(Listener):
     tasks    the recipe's tasks it works with; none named: all
     rows     it keeps rows of past stages, or asks about them again
     apart    it needs a loss in which no row sees another
+    base     it asks the network as it was before it was tuned
     anchors  it keeps old tasks by holding parameters or outputs alone, without one of their rows
     """
 
@@ -29,6 +30,7 @@ class Strategy(Listener):
     tasks: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[bool] = False
     apart: ClassVar[bool] = False
+    base: ClassVar[bool] = False
     anchors: ClassVar[bool] = False
 
     def source(self, source: Any, stage: int) -> tuple[Source, int]:
