@@ -44,7 +44,18 @@ def made(work: Path, strategy: Any = "naive", shape: str = "classify", scenario:
     stream = {"kind": "sequence", "by": "domain", **({"scenario": scenario} if scenario else {})}
     head = {"head": {"dropout": 0.0}} if task in ("classify", "tag") else {}
     objective = {"objective": "prefer"} if shape == "prefer" else {}
-    return {**base, "stream": stream, "strategy": strategy, "evaluate": {}, "budget": {"steps": 2}, "dropout": 0.0, "seed": 1, **head, **objective, **more}
+    return {
+        **base,
+        "stream": stream,
+        "strategy": strategy,
+        "evaluate": {"samples": 0},
+        "budget": {"steps": 2},
+        "dropout": 0.0,
+        "seed": 1,
+        **head,
+        **objective,
+        **more,
+    }
 
 
 def assembled(given: dict[str, Any]) -> Job:

@@ -64,7 +64,7 @@ def among(r: Recipe, places: Places | None) -> None:
         (r.strategy["kind"] != "naive" and kind != "sequence", "strategy", f"`strategy: {r.strategy['kind']}` and `stream: {kind}`, in which nothing is forgotten", "stream: {kind: sequence, by: a column}"),
         (bool(strategy.methods) and r.method["kind"] not in strategy.methods, "strategy", f"{how} and `method: {r.method['kind']}`", f"method: {' or '.join(strategy.methods)}"),
         (bool(strange), "strategy", f"{how} and `task: {strange[0] if strange else ''}`", f"strategy: replay; else task: {' or '.join(strategy.tasks)}"),
-        (strategy.rows and any(one.exact for one in learns.values()), "strategy", f"{how} and rollouts: an old policy's samples say nothing of the present one", "strategy: naive, si or mas"),
+        (strategy.rows and any(one.exact for one in learns.values()), "strategy", f"{how} and rollouts: an old policy's samples say nothing of the present one", "strategy: naive or si"),
         (strategy.apart and any(one.whole for one in learns.values()), "strategy", f"{how} and an objective in which all rows of a batch see each other: no row has a likelihood of its own", "strategy: mas, si or replay"),
         (kind == "sequence" and r.budget.minutes is not None, "budget.minutes", "`budget.minutes` and `stream: sequence`: a stage has steps", "budget: {epochs: 3}, of each stage"),
         (kind == "mix" and bool(exact), f"tasks.{exact[0] if exact else ''}.objective", "rollouts among several tasks: what they remember has no place there", "stream: sequence, or a run of its own"),

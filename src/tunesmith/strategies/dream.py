@@ -86,7 +86,9 @@ class Dream(Remembering):
 
     def dreamt(self, run: Run, batch: Batch, stage: int) -> Batch:
         net: Any = run.net
-        tokenizer, most = net.tokenizer, (net.anatomy.positions or 1 << 30)
+        tokenizer = net.tokenizer
+        taken = (0 if net.prompt is None else len(net.prompt())) + (0 if net.prefix is None else net.prefix().shape[1])
+        most = (net.anatomy.positions or 1 << 30) - taken
         bos = next(t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None)
         starts = [[bos]] * self.size if self.start == "bos" else [row.tolist() for row in batch.ragged("ids").rows()]
         ends = frozenset(() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
