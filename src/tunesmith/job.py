@@ -68,7 +68,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     method, strategy, stream, learn = recipe.built_method(), recipe.built_strategy(), recipe.built_stream(), agreed(recipe, data)
     learns = {name: learn.of(one.task.key) for name, one in data.each.items()}
     torch.manual_seed(recipe.seed)
-    delta = method.attach(net, keep=shared.keeps or any({"reference", "guide"} & one.needs for one in learns.values()))
+    delta = method.attach(net, keep=shared.keeps or strategy.base or any({"reference", "guide"} & one.needs for one in learns.values()))
     strategy.meet(net, delta, {one.task.key: one.task.kind for one in data.each.values()})
     learn = strategy.objective(learn)
     learn.to(net.device).meet(net)
@@ -92,9 +92,12 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     run = Run(net, delta, learn, stages, Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
     judged = lambda name, part: enriched(above[name].of(part), learns[name].judges, settings[name])
     probes = [probe_of_all(part, data, judged, settings) for part in ("eval", "test")]
-    listeners = [Afresh(), *([Opening(net, data.task.key, known)] if (known := growing(recipe, data)) else []), strategy, Conflicts()]
+    known = growing(recipe, data)
+    listeners = [Afresh(), *([Opening(net, data.task.key, known)] if known else []), strategy, Conflicts()]
     said = [line for one in each.values() if one.objective["kind"] in NOTES for line in NOTES[one.objective["kind"]](one, learn, run.total)]
-    return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said], listeners)
+    return Job(
+        recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *strategy.notes(bool(known)), *said], listeners
+    )
 
 
 def tables_of(recipe: Recipe, data: Dataset, learn: Objective, device: torch.device) -> dict[str, Table]:
