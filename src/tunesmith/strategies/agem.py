@@ -13,6 +13,7 @@ from ..core import Batch, Objective, Run
 from ..parallel import rank, sum_gradients
 from ..updates import Form, Formed
 from ..updates.descend import units
+from .around import AroundForm
 from .replay import Remembering, Replaying
 
 
@@ -37,10 +38,8 @@ class AGEM(Remembering):
 
 
 @dataclass
-class Projected(Form):
+class Projected(AroundForm):
     """`inner`, asked for old and for new rows apart."""
-
-    inner: Form
 
     def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
         old = [batch for batch in batches if "replayed" in batch]
@@ -57,15 +56,6 @@ class Projected(Form):
             clear(params)
             return Formed({})
         return Formed(told)
-
-    def after(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> None:
-        self.inner.after(run, batches, tokens, seed)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.inner.load_state_dict(state)
 
 
 def whole(run: Run, params: Mapping[str, nn.Parameter], sums: Mapping[str, Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
