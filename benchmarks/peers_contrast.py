@@ -89,7 +89,7 @@ def ours(spec: Spec) -> tuple[list[float], list[float], str]:
     choice = choose(sizes(net, rows), net.device, "auto", "auto")
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute)
-    update = Descend(spec.rate, warmup=0.0, micro=2048 if spec.cached else 10**6, form=UPDATES["gradcache"])
+    update = Descend(spec.rate, warmup=0.0, micro=2048 if spec.cached else 10**6, form=UPDATES["gradcache"]())
     run = fit(Run(net, delta, Contrast("pairs"), [Stage("train", rows, spec.steps, rows.period)], update, (clock,)))
     return [began, *clock.ends], [r["loss"] for r in run.log], f"{choice.dtype} {choice.kernel}"
 

@@ -45,6 +45,7 @@ LOSSES = {  # loss -> the kind of batch and what Contrast is made with
     "triplet": ("negatives", {"kind": "pairs", "loss": "triplet"}),
     "hard": ("grouped", {"kind": "grouped", "loss": "triplet"}),
     "supcon": ("grouped", {"kind": "grouped"}),
+    "pairwise": ("grouped", {"kind": "grouped", "loss": "pairwise"}),
     "cosent": ("similar", {"kind": "similar"}),
     "cosine": ("similar", {"kind": "similar", "loss": "cosine"}),
     "simcse": ("texts", {"kind": "texts"}),

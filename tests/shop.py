@@ -71,6 +71,7 @@ SHAPES = {
     "generate": lambda t, h: {"prompt": t, "completion": f"w{30 * h} w{30 * h + 1}"},
     "messages": lambda t, h: {"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": f"w{30 * h}"}]},
     "embed": lambda t, h: {"anchor": t, "positive": f"w{30 * h} {t}"},
+    "grouped": lambda t, h: {"text": t, "label": "ab"[h]},
     "plain": lambda t, h: {"text": t},
     "prefer": lambda t, h: {"prompt": t, "chosen": f"w{30 * h} w{30 * h + 1}", "rejected": f"w{30 - 30 * h} w{31 - 30 * h} w4"},
     "judged": lambda t, h: {"prompt": t, "completion": f"w{30 * h} w{30 * h + 1}" if len(t) % 2 else f"w{30 - 30 * h}", "label": bool(len(t) % 2)},
@@ -85,7 +86,7 @@ def rows(path: Path, shape: str, n: int = 40, seed: int = 0) -> Path:
 
 def recipe(work: Path, shape: str = "classify", method: str | dict = "lora", **more: object) -> dict:
     """A recipe as a dict on the model in work/model; `more` replaces sections."""
-    task = {"multi": "classify", "pair": "classify", "messages": "generate", "plain": "generate"}.get(shape, shape)
+    task = {"multi": "classify", "pair": "classify", "messages": "generate", "plain": "generate", "grouped": "embed"}.get(shape, shape)
     train = work / f"{shape}.jsonl"
     if not train.exists():
         rows(train, shape)

@@ -34,7 +34,10 @@ ALLOWED = {
     "checkpoint": UNDER,
     "recipe_yaml": {"errors"},
     "construct": {"errors", "recipe_yaml"},
-    "recipe": {*UNDER, *SIBLINGS, "aliases", "construct", "recipe_yaml"},
+    "sections": set(),
+    "strategies": {*UNDER, *SIBLINGS},
+    "contradictions": {*UNDER, *SIBLINGS, "construct", "recipe", "recipe_yaml", "sections"},
+    "recipe": {*UNDER, *SIBLINGS, "aliases", "construct", "contradictions", "recipe_yaml", "sections", "strategies"},
     "machine": set(),
     "hub": set(),
     "data": {"errors"},
@@ -80,7 +83,7 @@ def subclasses(base: type) -> set[type]:
 
 def test_every_method_and_objective_is_in_its_table():
     assert subclasses(Method) == set(methods.METHODS.values())
-    assert subclasses(Objective) == set(objectives.OBJECTIVES.values())
+    assert {c for c in subclasses(Objective) if c.tasks} == set(objectives.OBJECTIVES.values())  # the others stand around one
 
 
 @pytest.mark.parametrize("name", list(methods.METHODS))

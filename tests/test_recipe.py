@@ -48,7 +48,7 @@ BAD = [  # text or override, words that must be said
     ("task: clasify", ["task", "classify"]),
     ("head: {pool: max}", ["head.pool", "mean"]),
     ("objective: distill", ["objective", "did you mean `distil`"]),
-    ("stream: mix", ["stream", "single"]),
+    ("stream: mix", ["stream", "one task"]),
     ("data: {train: desk}\nevaluate: {patience: 2}", ["evaluate.patience", "data.eval"]),
     ("task: generate\nhead: {kind: mlp}", ["head", "vocabulary"]),
     ("task: tag\ndata: {train: desk, multi_label: true}", ["multi_label", "task: classify"]),

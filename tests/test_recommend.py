@@ -194,6 +194,12 @@ def test_a_row_fits_where_its_sign_is_there(work, row, rows, wishes):
     assert fits(top(work, labelled(400)), row) == "no"
 
 
+def test_few_rows_to_classify_name_the_route_that_was_measured(work):
+    few = next(v for v in top(work, labelled(16)) if v.row == "few")
+    assert any("objective: setfit" in why for why in few.why)
+    assert not any("setfit" in why for v in top(work, labelled(400)) for why in v.why)
+
+
 def test_a_reward_speaks_for_reinforcement(work):
     assert fits(top(work, labelled(400), reward=True), "reinforce") == "yes"
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import shop
 from tunesmith.artifact import load
+from tunesmith.comparison.compare import compare
+from tunesmith.comparison.statistics import draws_of, mean_of, ratio
 from tunesmith.core import Batch, Ragged
 from tunesmith.curriculum import read_all
 from tunesmith.errors import Refusal
 from tunesmith.evaluate.several import remembered
 from tunesmith.job import assemble
+from tunesmith.listeners import Opening
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
 from tunesmith.shared import Shared
@@ -130,7 +135,52 @@ def test_joined_batches_keep_their_rows_apart() -> None:
     assert [list(g) for g in one.groups()] == [[0, 1], [2], [3]] and "more" not in one
 
 
+def test_a_comparison_trains_each_alone_too(work: Path, tmp_path: Path) -> None:
+    """What company gives or takes is said task by task, and a mix of one task's rows alone is that task's run."""
+    made = recipe(several(work, tmp_path, "classify", "tag", budget={"epochs": 1}))
+    found = compare(made, ["bitfit"], seeds=2, reporter=QUIET)
+    assert [row["label"] for row in found.table if not row["baseline"]] and {row["label"] for row in found.table} == {"bitfit", "bitfit, each alone"}
+    of = {row["label"]: row for row in found.table}
+    for task in ("t_classify", "t_tag"):
+        gap = of["bitfit"]["tasks"][task] - of["bitfit, each alone"]["tasks"][task]
+        assert found.record["transfer"]["bitfit"][task] == pytest.approx(gap)
+    for row in found.table:
+        assert row["mean"] == pytest.approx(sum(row["tasks"].values()) / 2)
+    alone = run(
+        replace(
+            made.each()["t_tag"],
+            stream={"kind": "single"},
+            update=replace(made.update, batch=4),
+            out=str(tmp_path / "tag"),
+            seed=made.seed,
+            method={"kind": "bitfit"},
+            evaluate=replace(made.evaluate, best=False),
+        ),
+        QUIET,
+    )
+    beside = next(r for r in found.results if r["label"] == "bitfit, each alone" and r["seed"] == made.seed)
+    assert beside["after"]["t_tag.f1"] == pytest.approx(alone["after"]["f1"])
+    page = found.report.read_text()
+    assert "Task by task" in page and "t_classify" in page
+
+
+def test_the_mean_over_tasks_on_drawn_rows() -> None:
+    """Tasks are drawn apart, and all rows once give the means themselves."""
+    judged = mean_of([(2, ratio([(1.0, 1.0), (0.0, 1.0)])), (3, ratio([(1.0, 1.0)] * 3))])
+    assert judged(np.arange(5)[None])[0] == pytest.approx(0.75)
+    assert set(np.round(judged(draws_of(5)), 2)) == {0.5, 0.75, 1.0}
+
+
 # ------------------------------------------------------------------------------------------------ one after the other
+
+
+def test_a_sequence_is_compared_with_what_needs_no_training(work: Path, tmp_path: Path) -> None:
+    found = compare(recipe(staged(work, tmp_path)), ["head"], seeds=1, vary=["strategy=naive,joint"], reporter=QUIET)
+    labels = {row["label"] for row in found.table}
+    assert {"head strategy=naive", "head strategy=joint", "linear probe", "nearest centroid", "majority"} == labels
+    naive = next(row for row in found.table if row["label"] == "head strategy=naive")
+    assert naive["mean"] == pytest.approx(naive["remembered"]["acc"]) and len(naive["matrix"]) == 2
+    assert "What is remembered" in found.report.read_text()
 
 
 @pytest.mark.parametrize("scenario", ["class", "task"])
@@ -145,7 +195,7 @@ def test_a_sequence_asks_all_tasks_after_each(work: Path, tmp_path: Path, scenar
 
 def test_a_head_gives_no_label_that_has_not_come(work: Path, tmp_path: Path) -> None:
     job = assembled(staged(work, tmp_path, by="label", stream={"kind": "sequence", "by": "label", "into": 2}))
-    opening = job.listeners[1]
+    opening = next(x for x in job.listeners if isinstance(x, Opening))
     batch = next(job.run.stream[0].train.batches(job.net))
     opening.begin(job.run, job.run.stream[0])
     assert job.net.logits(batch).shape[1] == 2
@@ -188,6 +238,41 @@ def halting() -> Any:
                 raise KeyboardInterrupt
 
     return Company(listeners=[Stop()])
+
+
+@pytest.mark.parametrize("scenario", ["class", "task"])
+def test_tasks_are_added_to_a_sequence_that_was_over(work: Path, tmp_path: Path, scenario: str) -> None:
+    """Two parts, and later a third with labels of its own: the old head rows are kept and go on; rows that changed are refused."""
+    rows = (work / "staged.jsonl").read_text()
+    file, later = tmp_path / "rows.jsonl", [{"text": f"w{i} w40", "label": "ef"[i % 2], "domain": "z"} for i in range(16)]
+    stream = {"kind": "sequence", "by": "domain", "scenario": scenario}
+    made = staged(work, tmp_path, stream=stream, data={"train": str(file), "eval": str(file)})
+    file.write_text(rows)
+    first = run(recipe(made), QUIET, company=watching([]))
+    kept = load(first.folder).delta.state_dict()
+    file.write_text(rows + "".join(json.dumps(row) + "\n" for row in later))
+    seen: list[dict[str, torch.Tensor]] = []
+    record = run(recipe(made), QUIET, company=watching(seen)).record
+    assert record["steps"] == 12 and record["sequence"]["tasks"] == ["x", "y", "z"]
+    assert record["sequence"]["matrix"][:1] == [[*first.record["sequence"]["matrix"][0], None]]
+    assert all(torch.equal(seen[0][n][tuple(slice(s) for s in t.shape)], t) for n, t in kept.items()), "it went on from where it had ended"
+    labels = load(tmp_path / "run").of("z").task.labels if scenario == "task" else load(tmp_path / "run").task.labels
+    assert labels[-2:] == ("e", "f")
+    file.write_text(rows.replace("w1", "w2"))
+    with pytest.raises(Refusal, match="another stages"):
+        run(recipe(made), QUIET, company=watching([]))
+
+
+def watching(seen: list[dict[str, torch.Tensor]]) -> Any:
+    """A company whose listener writes down the delta with which a stage begins."""
+    from tunesmith.core import Listener
+    from tunesmith.train import Company
+
+    class Watch(Listener):
+        def begin(self, run: Any, stage: Any) -> None:
+            seen.append({n: t.clone() for n, t in run.delta.state_dict().items()})
+
+    return Company(listeners=[Watch()])
 
 
 def test_what_is_remembered() -> None:

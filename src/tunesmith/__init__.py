@@ -8,6 +8,7 @@ tuned.predict(["where is my order?"])
 tunesmith.recommend("recipe.yaml")           # which rows of the guide fit, before anything is trained
 tunesmith.compare("recipe.yaml", ["lora", "full"]).table
 tunesmith.explain("lora", rank=32)           # what moves; a drawing in a notebook
+tunesmith.pet("few.yaml", [{"method": "lora"}, {"objective": "setfit"}], "texts.jsonl")  # few labels, many texts
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .train import Result
 
 __version__ = "0.1.0"
-__all__ = ["compare", "explain", "load", "recommend", "run"]
+__all__ = ["compare", "explain", "load", "pet", "recommend", "run"]
 
 
 def run(recipe: str | dict[str, Any], *overrides: str, fresh: bool = False) -> Result:
@@ -48,6 +49,13 @@ def compare(recipe: str | dict[str, Any], methods: Sequence[str] | None = None, 
     from .comparison.compare import compare as measure
 
     return measure(_recipe(recipe, overrides), methods or EIGHT, seeds=seeds, **options)
+
+
+def pet(recipe: str | dict[str, Any], members: Sequence[dict[str, Any]], unlabelled: str, *overrides: str, **options: Any) -> Result:
+    """Runs that differ in method or objective label the texts of a file, and a student learns from them. `options`: those of `tunesmith.labelling.pet`."""
+    from .labelling import pet as taught
+
+    return taught(_recipe(recipe, overrides), members, unlabelled, **options)
 
 
 def recommend(target: str, *overrides: str, **options: Any) -> Advice:

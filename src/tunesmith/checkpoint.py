@@ -127,13 +127,17 @@ def damage(folder: Path) -> str:
 
 @dataclass
 class Checkpoints(Listener):
-    """Saves every `every` steps and at the end of a stage; keeps the newest `keep`. `said` hears what was passed over."""
+    """Saves every `every` steps and at the end of a stage; keeps the newest `keep`. `said` hears what was passed over.
+
+    A run goes on where all of its fingerprint is as it was, but for lists that have become longer (the stages of a sequence): `grew` says that one has.
+    """
 
     folder: Path
     fingerprint: Mapping[str, Any]
     every: int
     keep: int = 2
     said: list[str] = field(default_factory=list)
+    grew: bool = False
 
     def step(self, run: Run, record: Mapping[str, float]) -> None:
         if run.done % self.every == 0 and run.done not in run.ends and not run.halt:
@@ -178,7 +182,7 @@ class Checkpoints(Listener):
 
     def load(self, run: Run, folder: Path) -> None:
         state = json.loads((folder / "state.json").read_text())
-        if changed := [k for k in self.fingerprint if state["fingerprint"].get(k) != self.fingerprint[k]]:
+        if changed := [k for k, new in self.fingerprint.items() if not goes_on(state["fingerprint"].get(k), new)]:
             lines = "; ".join(f"{k}: {state['fingerprint'].get(k)} -> {self.fingerprint[k]}" for k in changed)
             raise Refusal(
                 f"this run was started with another {', '.join(changed)}",
@@ -186,15 +190,30 @@ class Checkpoints(Listener):
                 why=lines,
                 fix="--fresh to start anew, or another `out`",
             )
-        run.delta.load_state_dict(load_file(folder / "delta.safetensors"))
-        run.objective.load_state_dict(load_file(folder / "objective.safetensors"))
+        self.grew = state["fingerprint"] != self.fingerprint
+        fitting = grown if self.grew else lambda stored, here: stored
+        run.delta.load_state_dict(fitting(load_file(folder / "delta.safetensors"), run.delta.state_dict()))
+        run.objective.load_state_dict(fitting(load_file(folder / "objective.safetensors"), run.objective.state_dict()))
         remind(run, load_file(folder / "source.safetensors"))
-        run.update.load_state_dict(load_file(folder / "update.safetensors"))
+        if not self.grew:  # else a stage begins, and the optimiser with it
+            run.update.load_state_dict(load_file(folder / "update.safetensors"))
         run.done, run.ended, run.halt = state["done"], state["ended"], state["halt"]
         held = load_file(folder / "listeners.safetensors")
         for i, (listener, kept) in enumerate(zip(run.listeners, state["listeners"], strict=True)):
             listener.restore(kept)
             listener.recall(told_of(held, f"{i}/"))
+
+
+def goes_on(old: Any, new: Any) -> bool:
+    return old == new or (isinstance(old, list) and isinstance(new, list) and old == new[: len(old)])
+
+
+def grown(stored: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What was stored, in tensors of the size that they have now: what is new in them stays as it was made (a head with more labels)."""
+    found = {name: tensor.clone() for name, tensor in here.items()}
+    for name, old in stored.items():
+        found[name][tuple(slice(n) for n in old.shape)] = old.to(found[name].device)
+    return found
 
 
 def name_of(step: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, make_dataclass
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
@@ -53,6 +53,25 @@ def options(constructor: type) -> type:
     hints = get_type_hints(constructor.__init__, include_extras=True)
     takes = list(inspect.signature(constructor).parameters.values())[1:]
     return make_dataclass(f"{constructor.__name__}Options", [(p.name, hints[p.name], p.default) for p in takes], frozen=True)
+
+
+@cache
+def joined(section: type, row: type) -> type:
+    """The fields of both that a recipe may set, as one dataclass: for a section whose kind has options beside the section's own."""
+    hints = {name: kind for cls in (section, row) for name, kind in get_type_hints(cls, include_extras=True).items()}
+    takes = {f.name: f for cls in (section, row) for f in fields(cls) if f.init and f.name != "options"}
+    return make_dataclass(
+        section.__name__,
+        [(name, hints[name], field(default=f.default, default_factory=f.default_factory)) for name, f in takes.items()],  # type: ignore[call-overload]
+        frozen=True,
+    )
+
+
+def folded(section: type, row: type, data: Mapping[str, Any], path: str, places: Places | None) -> dict[str, Any]:
+    """The section as data, checked, with what the row takes moved under `options`."""
+    build(joined(section, row), data, path, places)
+    own = {f.name for f in fields(row)}
+    return {k: v for k, v in data.items() if k not in own} | {"options": {k: v for k, v in data.items() if k in own}}
 
 
 def first_fault(error: ValidationError, path: str, places: Places | None) -> Refusal:

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 from .construct import at
 from .errors import Refusal
+from .methods import METHODS
 from .objectives import OBJECTIVES
 from .recipe_yaml import Places
 from .sections import HeadOptions
+from .sources.streams import Mixed
 from .strategies import STRATEGIES
+from .updates import UPDATES
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -28,8 +31,10 @@ def contradictions(r: Recipe, places: Places | None, name: str = "") -> None:
     checks: list[Check] = [
         (r.task not in learn.tasks, "objective", f"`objective: {r.objective['kind']}` and `task: {r.task}`", f"objective: {' or '.join(serving)}; else task: {' or '.join(learn.tasks)}"),
         (learn.whole and r.update.kind == "descend", "update.kind", f"`update: descend` and `objective: {r.objective['kind']}`, in which all rows of a batch see each other", "update: gradcache"),
+        (learn.fits_head and r.head.kind != "linear", "head", f"`head: {r.head.kind}` and `objective: {r.objective['kind']}`, which fits a linear one", "leave `head` out"),
+        (learn.fits_head and METHODS[r.method["kind"]].needs_head, "method", f"`method: {r.method['kind']}` and `objective: {r.objective['kind']}`, which tunes the body: nothing would move", "method: full, lora or layers; or objective: supervised"),
         (len(limits) > 1, f"budget.{limits[-1] if limits else ''}", f"two budgets: {' and '.join(limits)}", "keep one of them"),
-        (not r.built_stream().chooses and (r.evaluate.patience > 0 or bool(r.evaluate.best)), "evaluate", f"choosing on the rows that judge, and `stream: {r.stream['kind']}`", "leave `patience` and `best` out"),
+        (not r.built_stream().chooses and (r.evaluate.patience > 0 or bool(r.evaluate.best)), "evaluate", f"choosing on the rows that judge, and `stream: {r.stream['kind']}`: " + ("they are more than those to learn from" if r.built_stream().draws else "it would choose a stage, and forget the tasks behind it"), "leave `patience` and `best` out"),
         (r.evaluate.patience > 0 and r.data.eval is None, "evaluate.patience", "`evaluate.patience` needs `data.eval`", "data.eval: 0.1 holds out a tenth of the training rows"),
         (r.task == "generate" and r.head != HeadOptions(), "head", "`head` and `task: generate`: the vocabulary is the head", "leave `head` out"),
         (r.data.multi_label and r.task != "classify", "data.multi_label", f"`data.multi_label` and `task: {r.task}`", "task: classify"),
@@ -51,11 +56,12 @@ def contradictions(r: Recipe, places: Places | None, name: str = "") -> None:
 
 def among(r: Recipe, places: Places | None) -> None:
     """What several tasks, or one that arrives in stages, and the rest of the recipe say against each other."""
-    stream, kind = r.built_stream(), r.stream["kind"]
+    stream, kind, form = r.built_stream(), r.stream["kind"], UPDATES[r.update.kind or "descend"]
     names = [name for name in r.tasks if not re.fullmatch(r"[A-Za-z]\w*", name)]
     strategy, how = STRATEGIES[r.strategy["kind"]], f"`strategy: {r.strategy['kind']}`"
     learns = {one.objective["kind"]: OBJECTIVES[one.objective["kind"]] for one in r.each().values()}
     strange = [one.task for one in r.each().values() if strategy.tasks and one.task not in strategy.tasks]
+    fitted = [name for name, one in r.each().items() if OBJECTIVES[one.objective["kind"]].fits_head]
     exact = [name for name, one in r.each().items() if OBJECTIVES[one.objective["kind"]].exact]
     refuse([
         (bool(names), "tasks", f"{names[0] if names else ''!r} is no name for a task", "letters, digits and _"),
@@ -67,6 +73,10 @@ def among(r: Recipe, places: Places | None) -> None:
         (strategy.rows and any(one.exact for one in learns.values()), "strategy", f"{how} and rollouts: an old policy's samples say nothing of the present one", "strategy: naive or si"),
         (strategy.apart and any(one.whole for one in learns.values()), "strategy", f"{how} and an objective in which all rows of a batch see each other: no row has a likelihood of its own", "strategy: mas, si or replay"),
         (kind == "sequence" and r.budget.minutes is not None, "budget.minutes", "`budget.minutes` and `stream: sequence`: a stage has steps", "budget: {epochs: 3}, of each stage"),
+        (stream.several and bool(fitted), "objective", f"`objective: setfit` and `stream: {kind}`: a head that is fitted on the rows of one task", "objective: supervised; or a run of its own"),
+        (form.several and not isinstance(stream, Mixed), "update.kind", f"`update: {r.update.kind}` weighs tasks against each other, and `stream: {kind}` has one at a time", "tasks: {a: {task: ..., data: ...}, b: ...}, stream: mix; else update: descend"),
+        (form.at_once and isinstance(stream, Mixed) and stream.batches == "one_task", "update.kind", f"`update: {r.update.kind}` compares the tasks of a step, and `stream.batches: one_task` has one in each", "stream: {kind: mix, batches: mixed}; else update: uncertainty or dwa"),
+        (form.shared and r.built_method().needs_head, "update.kind", f"`update: {r.update.kind}` is about what tasks share, and `method: {r.method['kind']}` trains their heads alone", "method: lora, layers or full; else update: descend"),
         (kind == "mix" and bool(exact), f"tasks.{exact[0] if exact else ''}.objective", "rollouts among several tasks: what they remember has no place there", "stream: sequence, or a run of its own"),
     ], places)  # fmt: skip
 

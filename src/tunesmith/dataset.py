@@ -145,7 +145,7 @@ def unlabelled(recipe: Recipe, task: Task, columns: Mapping[str, str], known: Se
     fresh = [e for e in found if (h := row_hash(e)) not in seen and not seen.add(h)]
     if not fresh:
         raise Refusal(f"{d.unlabelled} has no text that the other files have not", where="data.unlabelled")
-    return fresh
+    return fresh if d.unlabelled_limit is None else random.Random(OUTER).sample(fresh, min(d.unlabelled_limit, len(fresh)))
 
 
 def desk_records(given: str, task: str, name: str) -> Records:

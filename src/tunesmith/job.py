@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
 from .core import Delta, Listener, Method, Objective, Ragged, Run
-from .curriculum import known_after
+from .curriculum import key_of, known_after
 from .dataset import Dataset, Part
 from .embedder import guided
 from .errors import Refusal
 from .evaluate.evaluate import Probe
 from .judging import probe_of_all
-from .listeners import Afresh, Opening
+from .listeners import Afresh, Conflicts, Opening
 from .networks.precision import DTYPES, Choice, Sizes, choose
 from .networks.transformer import Transformer
 from .objectives.together import Together
@@ -31,12 +31,12 @@ from .shared import Shared
 from .sources.enriched import Enriched
 from .sources.features import Features
 from .sources.rollouts import Rollouts
-from .sources.streams import InTurn, Mixed, Plan
+from .sources.streams import Mixed, Plan
 from .sources.table import Table
 from .teaching.columns import foreseen as teachable
 from .teaching.columns import taught
 from .teaching.written import Written
-from .updates import UPDATES, Descend
+from .updates import Descend, Form
 
 Rows = Table | Enriched | Written  # a table, as it is or with more columns
 Stream = Rows | Rollouts  # what is trained on
@@ -73,54 +73,76 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     learn = strategy.objective(learn)
     learn.to(net.device).meet(net)
     net.recompute(recipe.recompute)
-    tables = tables_of(recipe, data, net.device)
+    tables = tables_of(recipe, data, learn, net.device)
     for one in data.each.values():
         fits(one, net, method.positions)
     choice = told(lambda: choose(sizes(net, list(tables.values())), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel))
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute, keep=shared.keeps)
     each = recipe.each()
-    settings = {name: Setting(each.get(name, recipe), one, net, delta, learns[name], reporter, shared) for name, one in data.each.items()}
+    settings = {
+        name: Setting(each.get(name, recipe), one, net, delta, learns[name], reporter, shared, key_of(name) if data.parts else "")
+        for name, one in data.each.items()
+    }
     above = {name: Above(net, delta, one, shared, reporter, f"{name}/" if data.parts else "") for name, one in data.each.items()}
     sources = {name: enriched(above[name].cached("train", table), learns[name].needs, settings[name]) for name, table in tables.items()}
     stages = stream.stages(sources, Plan(partial(lengths, recipe), strategy.source, strategy.joins, recipe.seed))
     u = recipe.update
-    rate, form = u.rate or default_rate(method, net, learn), strategy.form(UPDATES[u.kind or ("gradcache" if learn.whole else "descend")])
+    rate, form = u.rate or default_rate(method, net, learn), strategy.form(form_of(recipe, learn))
     run = Run(net, delta, learn, stages, Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
     judged = lambda name, part: enriched(above[name].of(part), learns[name].judges, settings[name])
     probes = [probe_of_all(part, data, judged, settings) for part in ("eval", "test")]
     known = growing(recipe, data)
-    listeners = [Afresh(), *([Opening(net, data.task.key, known)] if known else []), strategy]
+    listeners = [Afresh(), Conflicts(), *([Opening(net, data.task.key, known)] if known else []), strategy]
     said = [line for one in each.values() if one.objective["kind"] in NOTES for line in NOTES[one.objective["kind"]](one, learn, run.total)]
     return Job(
-        recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *strategy.notes(bool(known)), *said], listeners
+        recipe,
+        data,
+        net,
+        method,
+        delta,
+        choice,
+        run,
+        probes[0],
+        probes[1],
+        [*data.notes, *method.notes(net), *strategy.notes(bool(known) and known[0] < known[-1]), *said],
+        listeners,
     )
 
 
-def tables_of(recipe: Recipe, data: Dataset, device: torch.device) -> dict[str, Table]:
+def tables_of(recipe: Recipe, data: Dataset, learn: Objective, device: torch.device) -> dict[str, Table]:
     """The training rows of each task, with as many in a batch as the stream has it."""
     rows = {name: len(one.train.examples) for name, one in data.each.items()}
     sizes = recipe.built_stream().sizes(rows, recipe.update.batch, recipe.built_strategy().joins)
-    return {name: Table(one.train.encoded.columns, one.task.key, sizes[name], recipe.seed, device) for name, one in data.each.items()}
+    return {
+        name: Table(one.train.encoded.columns, one.task.key, sizes[name], recipe.seed, learn.of(one.task.key).together, device)
+        for name, one in data.each.items()
+    }
 
 
 def growing(recipe: Recipe, data: Dataset) -> list[int]:
     """How many labels a head that all parts share knows after each; none where it knows all from the first."""
     apart = len({one.task.key for one in data.parts.values()}) != 1
-    if not isinstance(recipe.built_stream(), InTurn) or recipe.built_strategy().joins or apart or not data.task.labels:
+    if not recipe.built_stream().grows or recipe.built_strategy().joins or apart or not data.task.labels:
         return []
-    known = known_after(data)
-    return known if known[0] < known[-1] else []
+    return known_after(data)
 
 
 def agreed(recipe: Recipe, data: Dataset) -> Objective:
     """The objective of a recipe on its rows. Raises Refusal, before weights are loaded, where one cannot serve the other."""
     each, stream = recipe.each(), recipe.built_stream()
     found = {one.task.key: agreed_for_one(each.get(name, recipe), one) for name, one in data.each.items()}
+    recipe.built_method().foreseen(asdict(recipe.model))
+    form_of(recipe, next(iter(found.values())))
     if len(found) == 1:
         return next(iter(found.values()))
     weights = {one.task.key: recipe.tasks[name].weight if name in recipe.tasks else 1.0 for name, one in data.each.items()}
     return Together(found, weights, stream.mean if isinstance(stream, Mixed) else "task")
+
+
+def form_of(recipe: Recipe, learn: Objective) -> Form:
+    """How the gradient is formed; where the recipe does not say, as the objective asks."""
+    return recipe.built_update("gradcache" if learn.whole else "descend")
 
 
 def agreed_for_one(recipe: Recipe, data: Dataset) -> Objective:
@@ -141,7 +163,7 @@ def agreed_for_one(recipe: Recipe, data: Dataset) -> Objective:
 
 @dataclass(frozen=True)
 class Setting:
-    """All that a source may need to add a column."""
+    """All that a source may need to add a column. `part`: of which of several tasks, as the name of a folder."""
 
     recipe: Recipe
     data: Dataset
@@ -150,6 +172,7 @@ class Setting:
     objective: Objective
     reporter: Reporter
     shared: Shared = field(default_factory=Shared)
+    part: str = ""
 
     def told(self, what: str) -> Callable[[int, int], None]:
         """A bar that hears how many of how many rows are done."""

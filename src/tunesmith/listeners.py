@@ -17,6 +17,7 @@ from .core import Listener, Network, Run, Stage
 from .errors import Interrupted
 from .evaluate.evaluate import Outcome, Probe
 from .evaluate.metrics import better
+from .networks.heads import Head
 from .parallel import any_of, first, told
 
 PASSED_ON = 2.0  # seconds
@@ -104,13 +105,15 @@ class Opening(Listener):
     known: Sequence[int]
 
     def begin(self, run: Run, stage: Stage) -> None:
-        self.net.heads[self.task].open = self.known[run.stream.index(stage)]
+        head = self.net.heads[self.task]
+        assert isinstance(head, Head)
+        head.open = self.known[run.stream.index(stage)]
 
 
 def is_open(net: Network, task: str, label: int) -> bool:
     """Whether the head of a task knows this label yet."""
-    known = getattr(dict(net.heads.items()).get(task), "open", None)
-    return known is None or label < int(known)
+    head = net.heads[task] if task in net.heads else None  # noqa: SIM401 - a ModuleDict has no get
+    return not isinstance(head, Head) or head.open is None or label < head.open
 
 
 @dataclass
@@ -153,6 +156,24 @@ class Clock(Listener):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.seconds, self.tokens, self.rows = state["seconds"], state["tokens"], state["rows"]
+
+
+@dataclass
+class Conflicts(Listener):
+    """How many pairs of tasks pulled against each other in the steps of a run that looks (updates/surgery.py)."""
+
+    pairs: int = 0
+    steps: int = 0
+
+    def step(self, run: Run, record: Mapping[str, float]) -> None:
+        if "conflicts" in record:
+            self.pairs, self.steps = self.pairs + int(record["conflicts"]), self.steps + 1
+
+    def state(self) -> Mapping[str, Any]:
+        return {"pairs": self.pairs, "steps": self.steps}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.pairs, self.steps = state["pairs"], state["steps"]
 
 
 @dataclass

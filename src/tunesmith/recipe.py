@@ -12,7 +12,7 @@ import yaml
 from annotated_types import Ge, Le
 
 from .aliases import ALIASES
-from .construct import at, build, options, strict, without_kind
+from .construct import at, build, folded, options, strict, without_kind
 from .contradictions import among, contradictions
 from .core import Method, Objective
 from .errors import Refusal
@@ -23,7 +23,7 @@ from .sections import TASKS, Budget, Data, Evaluation, HeadOptions, Model, Posit
 from .sources.kinds import SOURCES
 from .sources.streams import STREAMS, Stream
 from .strategies import STRATEGIES, Strategy
-from .updates import UPDATES
+from .updates import UPDATES, Form
 
 IMPLIED = {"embed": "contrast"}  # the objective of a task, where the recipe names none and it is not learning from labels
 
@@ -67,12 +67,17 @@ class Recipe:
     def built_stream(self) -> Stream:
         return build(STREAMS[self.stream["kind"]], without_kind(self.stream), "stream", None)
 
+    def built_update(self, default: str) -> Form:
+        return build(UPDATES[self.update.kind or default], self.update.options, "update", None)
+
     def built_strategy(self) -> Strategy:
         return build(STRATEGIES[self.strategy["kind"]], without_kind(self.strategy), "strategy", None)
 
     def each(self) -> dict[str, Recipe]:
         """The recipe of each task by itself; of a recipe with one, the recipe."""
-        made = {name: replace(self, task=t.task, data=t.data, head=t.head, objective=implied(t.task, t.objective), tasks={}) for name, t in self.tasks.items()}
+        made: dict[str, Recipe] = {
+            name: replace(self, task=t.task, data=t.data, head=t.head, objective=implied(t.task, t.objective), tasks={}) for name, t in self.tasks.items()
+        }
         return made or {self.task: self}
 
     @property
@@ -86,7 +91,9 @@ class Recipe:
 
     def plain(self) -> dict[str, Any]:
         """As it would be written, every default spelt out."""
-        return json.loads(json.dumps(asdict(self)))
+        plain = json.loads(json.dumps(asdict(self)))
+        plain["update"] |= plain["update"].pop("options")
+        return plain
 
     def text(self) -> str:
         return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
@@ -116,8 +123,12 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
     found = unfolded(from_aliases(dict(data), places))
     if isinstance(found.get("tasks"), Mapping):
         found["tasks"] = {name: unfolded(dict(t)) if isinstance(t, Mapping) else t for name, t in found["tasks"].items()}
+    if isinstance(section := found.get("update"), Mapping) and (row := UPDATES.get(str(section.get("kind") or "descend"))):
+        found["update"] = folded(UpdateOptions, row, section, "update", places)
     complete(found, places)
     strict(Recipe, found, "", places, tuple(ALIASES))
+    if not found.get("tasks") and not found["data"].get("train"):
+        raise Refusal("`data.train` is missing", where=at(places, "data"), fix="data: {train: train.jsonl, eval: dev.jsonl}")
     for name, one in (found.get("tasks") or {}).items():
         strict(TaskOptions, one, f"tasks.{name}", places)
         kinds({"objective": one.get("objective")}, places, f"tasks.{name}.")
@@ -151,8 +162,6 @@ def complete(found: dict[str, Any], places: Places | None) -> None:
         if key not in found or (key == "task" and not tasks and found[key] == "several"):
             fix = {"model": "minilm", "task": "classify", "data": "{train: train.jsonl, eval: dev.jsonl}"}[key]
             raise Refusal(f"the recipe has no `{key}`", where=at(places, key), fix=f"{key}: {fix}")
-    if not tasks and isinstance(found["data"], Mapping) and not found["data"].get("train"):
-        raise Refusal("`data.train` is missing", where=at(places, "data"), fix="data: {train: train.jsonl, eval: dev.jsonl}")
 
 
 def implied(task: str, objective: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from .evaluate.evaluate import Outcome
 from .evaluate.several import matrix_of, remembered
 from .job import Job
 from .judging import references
-from .listeners import Clock, Evaluate
+from .listeners import Clock, Conflicts, Evaluate
 from .recipe import Recipe
 from .shared import head_spec
 from .sources.streams import InTurn
@@ -29,12 +29,12 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def predictions(part: Part, after: Outcome, task: str = "") -> str:
-    """One line a row that was judged: of which of several tasks, what it asked, what was expected and predicted, and its shares of the main metric."""
+    """One line a row that was judged: of several tasks, which, and what it is judged by; what it asked, what was expected and predicted, and its shares of the main metric."""
     expected = references(part, part.task.kind)
     lines = []
     for i, example in enumerate(part.examples):
         line = {
-            **({"task": task} if task else {}),
+            **({"task": task, "metric": after.scores.main} if task else {}),
             "row": i,
             "asked": asked(example)[:SHOWN],
             "expected": expected[i],
@@ -48,7 +48,7 @@ def description(job: Job) -> Description:
     r, reader = job.recipe, job.data.reader
     texts = {k: getattr(reader, k) for k in READS}
     head = {k: v for k, v in asdict(head_spec(r, job.data)).items() if k != "classes"}
-    method = {**asdict(job.method), "kind": r.method["kind"]}  # type: ignore[call-overload]
+    method = {**asdict(job.method.settled()), "kind": r.method["kind"]}  # type: ignore[call-overload]
     tasks = (
         {name: asked_of(r.each().get(name, r), one) for name, one in job.data.each.items()} if len({one.task.key for one in job.data.each.values()}) > 1 else {}
     )
@@ -69,6 +69,12 @@ def sequence(job: Job, watch: Evaluate | None, after: Outcome | None) -> dict[st
     matrix, before = matrix_of(watch.history, job.run.ends, names, after.scores.main)
     whole = {} if len(matrix) < len(names) else remembered(matrix, before)
     return {"sequence": {"tasks": names, "metric": after.scores.main, "matrix": matrix, "before": before, **whole}}
+
+
+def conflicts(job: Job) -> dict[str, float]:
+    """Of a run by surgery: pairs of tasks that pulled against each other, a step."""
+    found = [heard.pairs / heard.steps for heard in job.listeners if isinstance(heard, Conflicts) and heard.steps]
+    return {"conflicts_per_step": round(found[0], 3)} if found else {}
 
 
 def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Clock) -> dict[str, Any]:
@@ -100,7 +106,9 @@ def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Cl
         "dtype": job.choice.dtype,
         "kernel": job.choice.kernel,
         "train_rows": sum(len(one.train.examples) for one in job.data.each.values()),
+        "stages": list(job.data.parts),
         **sequence(job, watch, after),
+        **conflicts(job),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe": identity(r),
     }

@@ -30,7 +30,7 @@ class Data:
     """train, eval, test: files, hub data sets or `desk`; eval may be a share of the training rows to hold out.
 
     prompts: what stands before texts to embed, by role: anchor and positive (negatives too), or text.
-    unlabelled: a file of further rows, of which only the texts are read: for a teacher to label (`limit` does not count them).
+    unlabelled: a file of further rows, of which only the texts are read: for a teacher to label (`limit` does not count them); at most `unlabelled_limit`.
     inner: a share of the training rows to judge by instead of eval and test, which are left unread (a search for options).
     """
 
@@ -50,6 +50,7 @@ class Data:
     prompts: dict[Literal["anchor", "positive", "text"], str] = field(default_factory=dict)
     limit: Positive | None = None  # first rows of a seeded shuffle of the training file
     unlabelled: str | None = None
+    unlabelled_limit: Positive | None = None
     inner: Annotated[float, Gt(0), Lt(1)] | None = None
 
 
@@ -63,10 +64,10 @@ class HeadOptions:
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """kind: how the gradient is formed, by default as the objective asks; rate: peak learning rate, by default the method's own for this kind
-    of architecture; batch: examples a step; micro: tokens a pass."""
+    """kind: how the gradient is formed, by default as the objective asks; its own options stand beside it, and here in `options`; rate: peak learning
+    rate, by default the method's own for this kind of architecture; batch: examples a step; micro: tokens a pass."""
 
-    kind: Literal["descend", "gradcache"] | None = None
+    kind: str | None = None
     rate: Annotated[float, Gt(0)] | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Share = 0.06
@@ -74,6 +75,7 @@ class UpdateOptions:
     clip: Annotated[float, Ge(0)] = 1.0
     batch: Positive = 32
     micro: Positive = 16384
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from .core import Listener
 from .engine import fit
 from .errors import Diverged, OutOfMemory
 from .evaluate.evaluate import Outcome
+from .fitted_head import beside
 from .job import Job, agreed, assemble
 from .listeners import Clock, Evaluate, Journal, Show, Signals, Skip
 from .progress import Reporter
@@ -74,7 +75,7 @@ def run(recipe: Recipe, reporter: Reporter | None = None, *, fresh: bool = False
             start_anew(folder)
         recipe = parallel.told(lambda: as_begun(recipe, folder))
         done = parallel.told(lambda: finished(recipe, folder))
-        if done:
+        if done and not added(recipe, done, company or Company()):
             reporter.say(f"{folder} is finished; --fresh trains anew")
             return done
         return train(recipe, folder, reporter, company or Company())
@@ -120,6 +121,11 @@ def finished(recipe: Recipe, folder: Path) -> Result | None:
     return Result(folder, record) if record.get("recipe") == identity(recipe) else None
 
 
+def added(recipe: Recipe, done: Result, company: Company) -> bool:
+    """Whether tasks have come to a sequence since it was over, without a word in its recipe: in its file."""
+    return recipe.built_stream().grows and list(company.shared.data(recipe).parts) != done["stages"]
+
+
 def train(recipe: Recipe, folder: Path, reporter: Reporter, company: Company) -> Result:
     data = company.shared.data(recipe)
     agreed(recipe, data)  # refused, if it must be, before a weight is loaded
@@ -145,20 +151,23 @@ def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener
     recipe, run_ = job.recipe, job.run
     period = run_.stream[0].period
     clock, journal = Clock(recipe.budget.minutes or 0.0), Journal(folder / "metrics.jsonl")
-    watch = (
-        Evaluate(
-            job.probe,
-            every(recipe.evaluate.every or "epoch", period if recipe.built_stream().chooses else run_.total),
-            recipe.evaluate.patience,
-            best_keeper(recipe, folder),
-        )
-        if job.probe
-        else None
-    )
+    often = every(recipe.evaluate.every or "epoch", period if recipe.built_stream().chooses else run_.total)
+    watch = Evaluate(job.probe, often, recipe.evaluate.patience, best_keeper(recipe, folder)) if job.probe else None
     saving = Checkpoints(folder / "checkpoints", fingerprint(job), every(recipe.checkpoint.every, period), recipe.checkpoint.keep)
     signals = Signals(saving.save)
     with reporter.bar(recipe.method["kind"]) as bar, signals:
-        run_.listeners = [*job.listeners, clock, journal, Show(bar.told), *([watch] if watch else []), *guests, saving, signals, Skip(clock)]
+        run_.listeners = [
+            *beside(job, often),
+            *job.listeners,
+            clock,
+            journal,
+            Show(bar.told),
+            *([watch] if watch else []),
+            *guests,
+            saving,
+            signals,
+            Skip(clock),
+        ]
         run_.update.prepare(run_)  # type: ignore[attr-defined]
         resumed = saving.resume(run_)
         for line in saving.said:
@@ -166,7 +175,7 @@ def follow(job: Job, folder: Path, reporter: Reporter, guests: Sequence[Listener
         journal.rewind(run_.done)
         if resumed:
             reporter.say(f"continuing after step {run_.done} of {run_.total}")
-        elif watch:
+        if watch and (not resumed or saving.grew):  # new tasks are asked before they are learnt
             watch.ask(run_)
         clock.skip()
         for stage in run_.stream:
@@ -196,10 +205,13 @@ def best_keeper(recipe: Recipe, folder: Path):
 
 
 def fingerprint(job: Job) -> dict[str, Any]:
-    """What must not change between the parts of one run."""
+    """What must not change between the parts of one run. To a sequence, stages may be added."""
+    rows = {name: one.fingerprint for name, one in job.data.each.items()}
+    stages = [[stage.name, stage.steps, rows.get(stage.name, "")] for stage in job.run.stream]
+    grows = job.recipe.built_stream().grows
     return {
-        "recipe": identity(job.recipe),
-        "data": {name: one.fingerprint for name, one in job.data.each.items()},
+        "recipe": {k: v for k, v in identity(job.recipe).items() if not (grows and k in ("data", "tasks"))},
+        **({"stages": stages} if grows else {"data": rows}),
         "dtype": job.choice.dtype,
         "kernel": job.choice.kernel,
         "torch": torch.__version__,
@@ -240,6 +252,7 @@ def left_behind(job: Job, folder: Path, record: dict[str, Any], after: Outcome |
         write_file(folder / "predictions.jsonl", lines.encode())
     write_file(folder / "README.md", card(job.recipe, job.data, record).encode())
     write_file(folder / "result.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
-    with contextlib.suppress(OSError):
-        shutil.rmtree(folder / "checkpoints")
+    if not job.recipe.built_stream().grows:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder / "checkpoints")
     return record

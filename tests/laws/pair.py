@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from test_training import columns, learner, run_of
 from torch import Tensor
 
+import several
 from test_rollouts import source_of, tuned
 from tunesmith import parallel
 from tunesmith.core import Delta, Run, Stage
@@ -29,7 +30,7 @@ EIGHT = {
     "full": Full(), "head": Head(), "layers": Layers(last=1, unfreeze=1), "adapter": Adapter(), "prompt": Prompt(length=3), "prefix": Prefix(length=3),
     "lora": LoRA(), "bitfit": BitFit(),
 }  # fmt: skip
-assert EIGHT.keys() == METHODS.keys() - {"peft"}
+assert EIGHT.keys() == METHODS.keys() - {"peft", "fusion", "mixture"}
 CASES = {  # kind of task, method, rows a batch (1: a process is left without any), tokens a piece, over stored states
     **{f"single-{name}": ("single", name, 5, 10_000, False) for name in EIGHT},
     **{f"{kind}-lora": (kind, "lora", 5, 10_000, False) for kind in ("multi", "score", "tag", "generate", "generate-seq2seq")},
@@ -40,12 +41,22 @@ CASES = {  # kind of task, method, rows a batch (1: a process is left without an
 
 
 PLAYED = ("ppo", "grpo")
+SEVERAL = {  # how the gradients or losses of three tasks are put together, rows a batch (1: a process is left without any of a task), tokens a piece
+    **{f"several-{kind}": (kind, 4, 10_000) for kind in ("pcgrad", "cagrad", "uncertainty", "dwa", "gradnorm", "famo")},
+    "several-row": ("pcgrad", 1, 10_000),
+    "several-pieces": ("famo", 4, 12),
+}
 
 
 def trained(case: str) -> dict[str, Tensor]:
     """Losses and gradient norms of five steps, and what was learnt."""
     if case in PREFERRED:
         return preferred(*PREFERRED[case])
+    if case in SEVERAL:
+        kind, size, tokens = SEVERAL[case]
+        run = fit(several.Setting(several.form(kind), steps=5, size=size, micro=tokens, rate=1e-3).run())
+        keys = [key for key in run.log[-1] if key in (*several.NAMES, "conflicts", "loss", "norm") or key.startswith("weight.")]
+        return {**{key: torch.tensor([float(r[key]) for r in run.log]) for key in keys}, **learnt(run)}
     if case in PLAYED:
         net, delta, objective = tuned("llama", "lora", case, group=4)
         run = fit(Run(net, delta, objective, [Stage("main", source_of(objective, delta.absent), 5, 5)], Descend(rate=1e-3)))
@@ -82,7 +93,7 @@ def learnt(run: Run) -> dict[str, Tensor]:
 def main() -> None:
     torch.set_num_threads(1)
     parallel.join()
-    for case in (*CASES, *PREFERRED, *PLAYED):
+    for case in (*CASES, *PREFERRED, *PLAYED, *SEVERAL):
         save_file(trained(case), Path(sys.argv[1]) / f"{case}-{os.environ.get('RANK', '0')}.safetensors")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pair_contrast import CASES, trained
+from pair_contrast import CASES, SEVERAL, trained
 from safetensors.torch import load_file
 from test_training import mounted
 from torch import Tensor, nn
@@ -152,7 +152,7 @@ def pair(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *SEVERAL])
 def test_two_processes_are_one(pair, case) -> None:
     """Every row is contrasted with those of the other process, and the gradient goes back there."""
     alone = trained(case)

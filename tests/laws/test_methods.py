@@ -14,7 +14,7 @@ from tiny import DECODERS, FAMILIES, LENGTHS, VOCABULARY, WRITERS, Letters, answ
 from tunesmith.core import Batch, Delta, Method, Ragged, Run, Stage
 from tunesmith.engine import fit
 from tunesmith.errors import Refusal
-from tunesmith.methods import METHODS, Adapter, BitFit, Full, Head, Layers, LoRA, Prefix, Prompt
+from tunesmith.methods import METHODS, Adapter, BitFit, Full, Fusion, Head, Layers, LoRA, Mixture, Prefix, Prompt
 from tunesmith.networks.transformer import Transformer
 from tunesmith.objectives import Supervised
 from tunesmith.sources.table import Table
@@ -47,6 +47,12 @@ VARIANTS: dict[str, Method] = {
     "prefix-random": Prefix(length=3, start="random"),
     "prefix-mlp": Prefix(length=3, reparametrise="mlp", hidden=8),
     "bitfit": BitFit(),
+    "fusion": Fusion(parts=({"kind": "adapter", "width": 4}, {"kind": "adapter", "width": 3, "activation": "relu"})),
+    "fusion-houlsby": Fusion(parts=({"kind": "adapter", "width": 4, "placement": "houlsby"},) * 2),
+    **{
+        f"mixture-{g}": Mixture(gate=g, parts=({"rank": 2}, {"rank": 3, "start": "pissa"}, {"rank": 2, "targets": ["query", "down"]}))
+        for g in ("layer", "network", "token")
+    },
 }
 NETWORKS = ("bert", "gpt2", "llama", "deberta-v2")  # plain, Conv1D, grouped heads without biases, padded
 FEW = ("layers", "lora", "parallel", "prompt", "prefix", "bitfit")
@@ -80,13 +86,13 @@ def test_every_method_of_the_table_is_here() -> None:
 @ATTACHED
 @torch.no_grad()
 def test_neutral(variant: str, name: str) -> None:
-    """Only soft prompts and prefixes change the network by being there. DoRA and PiSSA round."""
+    """Only soft prompts and prefixes, and what others have learnt, change the network by being there. DoRA and PiSSA round."""
     net = network(name)
     batch = batch_for(net)
     before, method = answer(net, batch), VARIANTS[variant]
     method.attach(net)
     after = answer(net, batch)
-    assert method.neutral == (not isinstance(method, Prompt | Prefix))
+    assert method.neutral == (not isinstance(method, Prompt | Prefix | Fusion | Mixture))
     if not method.neutral:
         assert not torch.allclose(after, before)
     elif isinstance(method, LoRA):
@@ -349,7 +355,7 @@ def test_merged_is_the_tuned_network_without_inserts(variant: str, name: str) ->
     torch.manual_seed(0)
     delta = method.attach(net)
     if not method.merges:
-        assert isinstance(method, Adapter | Prompt | Prefix)
+        assert isinstance(method, Adapter | Prompt | Prefix | Fusion | Mixture)
         return
     stir(delta.parameters())
     batch = batch_for(net)
@@ -363,7 +369,9 @@ def test_merged_is_the_tuned_network_without_inserts(variant: str, name: str) ->
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("variant", ["full", "head", "layers", "lora", "lora-dropout", "dora", "pissa", "parallel", "prompt", "prefix", "bitfit"])
+@pytest.mark.parametrize(
+    "variant", ["full", "head", "layers", "lora", "lora-dropout", "dora", "pissa", "parallel", "prompt", "prefix", "bitfit", "fusion", "mixture-token"]
+)
 def test_a_base_kept_in_half_precision(variant: str, name: str) -> None:
     """What trains stays fp32 and learns; what rests is bf16; `absent` and `detach` give the fp32 base back, bit for bit."""
     if (variant, name) in REFUSED:

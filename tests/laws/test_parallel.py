@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from pair import CASES, PLAYED, PREFERRED, trained
+from pair import CASES, PLAYED, PREFERRED, SEVERAL, trained
 from safetensors.torch import load_file
 
 import shop
@@ -35,7 +35,7 @@ def pair(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", [*CASES, *PREFERRED, *PLAYED])
+@pytest.mark.parametrize("case", [*CASES, *PREFERRED, *PLAYED, *SEVERAL])
 def test_two_processes_are_one(pair, case):
     """Sums are taken in another order, hence not to the bit. A key's bias has no gradient but rounding, of which AdamW makes whole steps."""
     alone = trained(case)

@@ -55,7 +55,7 @@ def source_of(delta: Delta, loss: Prefer, table: Table | Features) -> Any:
 
 def run_of(net: Transformer, delta: Delta, loss: Prefer, source: Source, steps: int = 1, update: Descend | None = None, **more: object) -> Run:
     update = update or Descend(rate=1e-2)
-    update = replace(update, form=UPDATES["gradcache" if loss.whole else "descend"])
+    update = replace(update, form=UPDATES["gradcache" if loss.whole else "descend"]())
     return Run(net, delta, loss, [Stage("main", source, steps, 3)], update, **more)
 
 
@@ -270,7 +270,10 @@ def test_odds_cost_what_trl_says() -> None:
 
 NEUTRAL = {
     name: made
-    for name, made in {**{n: m() for n, m in METHODS.items() if n not in ("peft", "prompt", "prefix", "layers", "head")}, "layers": Layers(last=1)}.items()
+    for name, made in {
+        **{n: m() for n, m in METHODS.items() if n not in ("peft", "fusion", "mixture", "prompt", "prefix", "layers", "head")},
+        "layers": Layers(last=1),
+    }.items()
     if made.neutral
 }
 
@@ -354,7 +357,7 @@ def gradient(loss: Prefer, micro: int, kind: str = "preferred", form: str | None
     assert before.keys() == start.keys()
     table = Table(columns(kind=kind), size=12)
     run = run_of(net, delta, loss, source_of(delta, loss, table), 1, descend(net, delta, micro))
-    run.update = replace(run.update, form=UPDATES[form]) if form else run.update  # type: ignore[type-var]
+    run.update = replace(run.update, form=UPDATES[form]()) if form else run.update  # type: ignore[type-var]
     fit(run)
     return {n: start[n] - t for n, t in weights(net).items()}, run.log[0]["loss"]
 

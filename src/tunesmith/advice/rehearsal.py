@@ -76,7 +76,8 @@ class Rehearsal:
 
 def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
     """Raises Refusal where the method does not fit the model, or the rows its positions."""
-    method, learn, tables = recipe.built_method(), agreed(recipe, data), tables_of(recipe, data, torch.device("cpu"))
+    method, learn = recipe.built_method(), agreed(recipe, data)
+    tables = tables_of(recipe, data, learn, torch.device("cpu"))
     found = {name: steps_of(recipe, table) for name, table in tables.items()}
     weigh = lambda name: max(sum(tables[name].long[i] for i in rows) for rows in found[name])
     name = max(found, key=weigh)  # of several tasks, the one with the heaviest step

@@ -9,6 +9,7 @@ from ..guide import GUIDE
 from .case import Case
 from .evidence import Expectation
 
+SETFIT = "contrast the body, then fit a head (objective: setfit), the best route where it was measured, at 8 rows a label (docs/proofs.md)"
 FEW = 16  # rows a label under which every choice is dominated by the draw
 YES, MAYBE, NO = "yes", "maybe", "no"
 
@@ -117,7 +118,8 @@ def few(case: Case) -> tuple[str, float, list[str]]:
     if case.shape is None or not case.shape.labels:
         return NO, 0.1, ["nothing is classified"]
     if case.each <= FEW or case.shape.rarest <= 4:
-        return YES, 0.9, [f"{case.each:.0f} rows a label, {case.shape.rarest} of the rarest: one draw is noise, judge over several"]
+        why = [f"{case.each:.0f} rows a label, {case.shape.rarest} of the rarest: one draw is noise, judge over several"]
+        return YES, 0.9, why + ([SETFIT] if case.kind == "encoder" and case.shape.labels > 1 else [])
     return NO, 0.1, [f"{case.each:.0f} rows a label are not few"]
 
 
@@ -145,7 +147,7 @@ def contrast(case: Case) -> tuple[str, float, list[str]]:
     if case.task == "score":
         return MAYBE, 0.6, ["scored pairs of texts: an embedder trained on them (CoSENT) can be searched with"]
     if case.shape and case.shape.labels and case.each <= FEW and case.kind == "encoder":
-        return MAYBE, 0.7, [f"{case.each:.0f} rows a label make many more pairs: contrast the body, then fit a head"]
+        return MAYBE, 0.7, [f"{case.each:.0f} rows a label make many more pairs: {SETFIT}"]
     return NO, 0.1, ["no pairs, and enough labels"]
 
 

@@ -15,18 +15,22 @@ from ..recipe import Recipe, recipe, renamed
 from ..recipe_yaml import Places, apply_overrides, closest
 from ..sections import Budget
 
-EIGHT = tuple(name for name in METHODS if name != "peft")
+EIGHT = tuple(name for name, row in METHODS.items() if name != "peft" and not row.builds)
 TIME, NUMBER = re.compile(r"([0-9.]+)([smh])"), re.compile(r"([0-9.]+)([kM]?)")
 COMMA = re.compile(r",(?![^\[{]*[\]}])")  # not inside brackets
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One run. `label` says what sets it apart from the others, seeds not counted; `tuning`, what the search of its rate found and took."""
+    """One run. `label` says what sets it apart from the others, seeds not counted; `tuning`, what the search of its rate found and took.
+
+    apart   its tasks are trained each by itself
+    """
 
     label: str
     recipe: Recipe
     tuning: Mapping[str, Any] | None = None
+    apart: bool = False
 
 
 def arms(base: Recipe, methods: Sequence[str], seeds: int, vary: Sequence[str] = ()) -> list[Arm]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,8 @@ def several(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.
 def baselines(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Result]:
     """All that make sense for the task; those that lie finished in the folder are taken from there."""
     data = shared.data(recipe)
+    if len({one.task.key for one in data.each.values()}) > 1:
+        return []  # there is no head that all tasks share
     names = OF_KIND.get(data.task.kind, ["majority", "nearest centroid", "linear probe"])
     names = [name for name in names if not (name == "nearest centroid" and data.task.kind in ("score", "multi"))]
     draws = recipe.built_stream().draws
@@ -140,7 +143,9 @@ Told = Iterator[tuple[str, dict[str, Any], str]]  # name, record, predictions
 
 
 def linear_heads(recipe: Recipe, data: Dataset, shared: Shared, reporter: Reporter, names: list[str]) -> Told:
-    bare = replace(recipe, method={"kind": "head"}, head=replace(recipe.head, kind="linear"), objective={"kind": "supervised"})
+    at_once = replace(recipe, stream={"kind": "single"}, strategy={"kind": "naive"}) if data.parts else recipe
+    bare = replace(at_once, method={"kind": "head"}, head=replace(recipe.head, kind="linear"), objective={"kind": "supervised"})
+    parts, data = data.parts, replace(data, parts={})
     with shared.lent(bare, data) as net:
         job = assemble(bare, data, net, reporter, shared)
         began = time.perf_counter()
@@ -153,7 +158,7 @@ def linear_heads(recipe: Recipe, data: Dataset, shared: Shared, reporter: Report
             write_head(job, *fits[name](x, y, outputs))
             seconds = time.perf_counter() - began + (0 if name == "majority" else reading)
             trained = 0 if name == "majority" else outputs * (x.shape[1] + 1)
-            yield told(name, job, job.probe.ask(net), seconds, trained)  # type: ignore[union-attr]
+            yield told(name, job, job.probe.ask(net), seconds, trained, parts)  # type: ignore[union-attr]
         if shared.keeps:
             job.delta.detach()
 
@@ -183,7 +188,10 @@ def write_head(job: Job, weight: np.ndarray, bias: np.ndarray) -> None:
     linear.bias.copy_(torch.from_numpy(bias))
 
 
-def told(name: str, job: Job, outcome: Outcome, seconds: float, trained: int) -> tuple[str, dict[str, Any], str]:
+def told(
+    name: str, job: Job, outcome: Outcome, seconds: float, trained: int, parts: Mapping[str, Dataset] = MappingProxyType({})
+) -> tuple[str, dict[str, Any], str]:
+    """`parts`: of a task that comes in stages, whose rows follow each other."""
     record = {
         "task": job.recipe.task, "model": job.recipe.model.name, "method": name, "label": name, "baseline": True, "seed": job.recipe.seed,
         "metric": outcome.scores.main, "before": {}, "after": {"loss": outcome.loss, **outcome.scores.values}, "undefined": dict(outcome.scores.reasons),
@@ -191,7 +199,11 @@ def told(name: str, job: Job, outcome: Outcome, seconds: float, trained: int) ->
         "artifact_bytes": 4 * trained, "peak_memory_bytes": None, "train_seconds": round(seconds, 3), "real_tokens_per_second": None, "steps": 0,
     }  # fmt: skip
     assert job.data.eval is not None
-    return name, record, predictions(job.data.eval, outcome)
+    lines, owners = predictions(job.data.eval, outcome).splitlines(), [task for task, part in parts.items() if part.eval for _ in part.eval.examples]
+    named = [
+        json.dumps({"task": task, "metric": outcome.scores.main, **json.loads(line)}, ensure_ascii=False) for task, line in zip(owners, lines, strict=False)
+    ]
+    return name, record, "".join(f"{line}\n" for line in named or lines)
 
 
 def texts_to_write(recipe: Recipe, data: Dataset, shared: Shared, reporter: Reporter, names: list[str]) -> Told:

@@ -25,6 +25,7 @@ from ..evaluate.metrics import better
 from ..progress import Reporter
 from ..recipe import Recipe
 from ..train import Company, Result, identity, run
+from .apart import apart, train_apart, transfer
 from .arms import Arm, arms
 from .baselines import baselines
 from .board import Board, Herald, Left, left, over
@@ -80,18 +81,20 @@ def compare(
     machine.settle()
     seeds = seeds or recipe.built_stream().splits
     made, passages, _ = arms(recipe, methods, seeds, vary), general_texts(general), words(lang)
-    if recipe.data.eval is None:
+    if any(one.data.eval is None for one in recipe.each().values()):
         raise Refusal("a comparison needs rows to judge by", where="data.eval", fix="data.eval=dev.jsonl, or a share of the training rows, data.eval=0.1")
     if fresh:
         for part in ("arms", "search"):
             shutil.rmtree(recipe.folder / part, ignore_errors=True)
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
-    began, board = time.perf_counter(), Board(expected(made, tune), reporter)
+    mixes = recipe.stream["kind"] == "mix"
+    began, board = time.perf_counter(), Board(expected([*made, *(apart(arm) for arm in made if mixes)], tune), reporter)
     with crew(jobs, on, passages, board.hear, reporter, recipe.threads) as hands:
         splits = range(recipe.seed, recipe.seed + (seeds if recipe.built_stream().draws else 1))  # a baseline has no seed but that of its rows
         results = [baseline for _, found in hands.each(untrained, [replace(recipe, seed=s) for s in splits]) for baseline in found]
         with board:
-            results += trained(tuned(made, tune, hands), hands)
+            chosen = tuned(made, tune, hands)
+            results += trained([*chosen, *(apart(arm) for arm in chosen if mixes)], hands)
     if not any(not r.record.get("baseline") for r in results):
         raise Refusal("no method was left to compare", where="--methods", fix="tunesmith explain METHOD says what each needs")
     again = command(methods, seeds, vary, tune, general)
@@ -120,6 +123,8 @@ def untrained(worker: Worker, base: Recipe) -> list[Result]:
 
 
 def train_arm(worker: Worker, arm: Arm) -> Result | Left:
+    if arm.apart:
+        return train_apart(worker, arm)
     began = time.time()
     facts = {"label": arm.label} | ({"tuning": arm.tuning} if arm.tuning else {})
     company = Company(worker.shared, [Herald(arm.label, arm.recipe.seed, worker.tell)], [worker.measures, lambda job: facts])
@@ -175,13 +180,22 @@ def general_texts(path: str | None) -> list[str]:
 def joined(results: Sequence[Result]) -> dict[str, Any]:
     """What runs that were judged on the same rows say together."""
     metric, table = results[0]["metric"], tabled(results)
+    shift = transfer(table)
     trained = [row["label"] for row in table if not row["baseline"]]
     return {
         "task": results[0]["task"], "model": results[0]["model"], "metric": metric, "higher_is_better": better(metric) > 0,
         "rows_judged": len(rows_of(results[0].folder)), "best": table[0]["label"], "best_trained": trained[0], "leads": leads(table), "table": table,
-        "notes": notes(table), "arms": [{**r.record, "label": label_of(r), "folder": str(r.folder)} for r in results],
+        "notes": [*notes(table), *shifts(shift)], "transfer": shift, "arms": [{**r.record, "label": label_of(r), "folder": str(r.folder)} for r in results],
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": about_machine(),
     }  # fmt: skip
+
+
+def shifts(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What each task gains or loses by the company of the others, arm by arm."""
+    lost = {label: {task: v for task, v in tasks.items() if v < 0} for label, tasks in found.items()}
+    told = [f"{label}: " + ", ".join(f"{task} {v:+.3f}" for task, v in tasks.items()) for label, tasks in found.items()]
+    named = [f"Negative transfer, {label}: {', '.join(tasks)} did better alone." for label, tasks in lost.items() if tasks]
+    return [*([f"Together against each alone: {'; '.join(told)}."] if told else []), *named]
 
 
 def written(folder: Path, record: Mapping[str, Any], results: Sequence[Result], lang: str) -> Comparison:

@@ -39,12 +39,22 @@ def page(record: Mapping[str, Any], results: Sequence[Result], language: str) ->
     return template.render(
         say=say, language=language, record=record, rows=rows, summary=summary(record, say), cells=[cells(row, say) for row in rows],
         guide=[(row, GUIDE[row["method"]].texts[language]) for row in rows if row["method"] in GUIDE and not row["baseline"]],
-        figure=table.figure, leads=record["leads"], rates=[table.rate(row) for row in rows] if any(row["tuning"] for row in rows) else [],
+        files=files_of(record["recipe"]), figure=table.figure, leads=record["leads"], rates=[table.rate(row) for row in rows] if any(row["tuning"] for row in rows) else [],
         cost=plots.scatter(rows, better(record["metric"]) > 0, say), learning=plots.curves(record["arms"], record["metric"], rows, say),
         forgetting=plots.forgetting(rows, say) if forgot else "", general=say.get(kind, kind), classes=by_class, classes_of=say.get(what, ""),
+        tasks=task_names(rows), sequences=[row for row in rows if row.get("matrix")], transfer=record.get("transfer", {}),
         differences=detail.disagreements(lines), recipe=yaml.safe_dump(trimmed(record["recipe"]), sort_keys=False, allow_unicode=True),
         machine=json.dumps(record["machine"], ensure_ascii=False, indent=1), command=record.get("command", ""),
     )  # fmt: skip
+
+
+def files_of(recipe: Mapping[str, Any]) -> str:
+    """The training files."""
+    return ", ".join(dict.fromkeys(one["data"]["train"] for one in recipe.get("tasks", {}).values())) or recipe["data"]["train"]
+
+
+def task_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(task for row in rows for task in row.get("tasks", ())))
 
 
 def summary(record: Mapping[str, Any], say: Mapping[str, str]) -> list[str]:

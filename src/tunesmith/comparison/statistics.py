@@ -56,6 +56,17 @@ def correlation(guesses: Sequence[float], truth: Sequence[float]) -> Judged:
     return judged
 
 
+def mean_of(parts: Sequence[tuple[int, Judged]]) -> Judged:
+    """The mean over tasks, whose rows follow each other, so many of each, and are drawn apart."""
+    ends = np.cumsum([count for count, _ in parts])
+
+    def judged(rows: np.ndarray) -> np.ndarray:
+        each = [one(rows[:, end - count : end] % count) for end, (count, one) in zip(ends, parts, strict=True)]
+        return np.mean(each, axis=0)
+
+    return judged
+
+
 def draws_of(rows: int, seed: int = 0) -> np.ndarray:
     """(DRAWS, rows): the same for every arm that was judged on these rows."""
     return np.random.default_rng(seed).integers(rows, size=(DRAWS, rows))

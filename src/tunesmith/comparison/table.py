@@ -15,7 +15,7 @@ from rich.text import Text
 from ..evaluate.metrics import better
 from ..sources.streams import STREAMS
 from ..train import Result
-from .statistics import LEVEL, Estimate, Judged, correlation, difference, draws_of, estimate, holm, ratio
+from .statistics import LEVEL, Estimate, Judged, correlation, difference, draws_of, estimate, holm, mean_of, ratio
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -26,9 +26,20 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def judged(metric: str, rows: Sequence[Mapping[str, Any]]) -> Judged:
     """How one run is judged on any draw of its rows."""
+    if "task" in rows[0]:
+        return of_tasks(metric, rows)
     if rows[0]["shares"] is None:
         return correlation([r["predicted"] for r in rows], [r["expected"] for r in rows])
     return ratio([r["shares"] for r in rows], np.exp if metric == "perplexity" else lambda x: x)
+
+
+def of_tasks(metric: str, rows: Sequence[Mapping[str, Any]]) -> Judged:
+    """The mean over tasks; of metrics that differ, of those in which higher is better. (The rows of the others take no part in a draw.)"""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        parts.setdefault(row["task"], []).append({k: v for k, v in row.items() if k != "task"})
+    counted = [part for part in parts.values() if metric != "mean" or better(part[0]["metric"]) > 0]
+    return mean_of([(len(part), judged(part[0]["metric"], part)) for part in counted])
 
 
 def by_label(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -80,7 +91,7 @@ def measured(group: Sequence[Result]) -> dict[str, Any]:
     general = [r.record["general"] for r in group if r.record.get("general")]
     return {
         "label": label_of(first), "method": first["method"], "baseline": bool(first.record.get("baseline")), "metric": first["metric"],
-        "seeds": [r["seed"] for r in group], "trainable_parameters": first["trainable_parameters"],
+        "seeds": [r["seed"] for r in group], **by_task(group), "trainable_parameters": first["trainable_parameters"],
         "share": first["trainable_parameters"] / first["total_parameters"], "artifact_bytes": first["artifact_bytes"],
         "peak_memory_bytes": max(peaks) if peaks else None, "train_seconds": mean("train_seconds"), "real_tokens_per_second": mean("real_tokens_per_second"),
         "latency_ms": mean("latency_ms"), "base_latency_ms": mean("base_latency_ms"), "merges": first.record.get("merges"),
@@ -88,6 +99,21 @@ def measured(group: Sequence[Result]) -> dict[str, Any]:
         "general_before": statistics.fmean(g["before"] for g in general) if general else None,
         "general_after": statistics.fmean(g["after"] for g in general) if general else None,
     }  # fmt: skip
+
+
+def by_task(group: Sequence[Result]) -> dict[str, Any]:
+    """`tasks`: the main metric of each of several, mean over seeds; `matrix`: of a sequence, stage x task, and what is remembered of it."""
+    metrics: dict[str, str] = {}
+    for key in group[0]["after"]:
+        task, dot, metric = key.rpartition(".")
+        if dot:
+            metrics.setdefault(task, metric)
+    mean = lambda values: None if None in values else statistics.fmean(values)
+    found = {task: mean([r["after"].get(f"{task}.{metric}") for r in group]) for task, metric in metrics.items()}
+    told = [r.record["sequence"] for r in group if r.record.get("sequence")]
+    matrix = [[mean(list(cells)) for cells in zip(*rows, strict=True)] for rows in zip(*(s["matrix"] for s in told), strict=True)] if told else None
+    kept = {key: mean([s.get(key) for s in told]) for key in ("acc", "bwt", "fwt", "forgetting")} if told else {}
+    return {"tasks": found, "task_metrics": metrics, "matrix": matrix, "remembered": kept} if metrics else {}
 
 
 def leads(table: Sequence[Mapping[str, Any]]) -> bool:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,13 @@ class Method(ABC):
     matrices what moves are matrices: the wider the model, the lower their best rate, as 1 / width (Yang et al. 2022, table 3); vectors keep theirs
     neutral  attaching it changes no output
     merges   its change can be folded into the base weights
+    builds   on finished runs, which the recipe must name
     """
 
     paper: ClassVar[str] = ""
     neutral: ClassVar[bool] = True
     merges: ClassVar[bool] = False
+    builds: ClassVar[bool] = False
     matrices: ClassVar[bool] = False
     needs_head: ClassVar[bool] = False
     rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-3, "decoder": 1e-3, "seq2seq": 1e-3}
@@ -42,6 +44,13 @@ class Method(ABC):
     def positions(self) -> int:
         """How many of the model's positions it takes from each row."""
         return 0
+
+    def foreseen(self, model: Mapping[str, Any]) -> None:
+        """Raise Refusal for what can be told from the recipe's model (name, revision, blocks) alone, before weights are loaded."""
+
+    def settled(self) -> Method:
+        """As an artifact names it: nothing in it lies elsewhere."""
+        return self
 
     def refuse(self, net: Network) -> None:
         """Raise Refusal, with what would work, if this method makes no sense on this network."""

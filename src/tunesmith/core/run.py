@@ -28,9 +28,12 @@ class Objective(nn.Module, ABC):
     judges  those of them that evaluation looks up too
     whole   all rows of a batch see each other, so its gradient is formed by `gradcache`; what `read` returns has one entry a row
     pace    factor on the method's default learning rate
+    weight  of its gradient among those of other tasks; what is logged is not weighted
     still   it is trained without dropout, unless the recipe gives one
     exact   what wrote is, bit for bit, what is scored: no dropout at all
     unlabelled  it also learns from rows without a label
+    fits_head   the head is no gradient's: it is fitted on the training rows whenever the network is to be judged (fitted_head.py)
+    together    how many rows of a label meet in a batch; 1: as chance has it
     """
 
     tasks: ClassVar[tuple[str, ...]] = ()
@@ -38,9 +41,12 @@ class Objective(nn.Module, ABC):
     judges: frozenset[str] = frozenset()
     whole: bool = False
     pace: float = 1.0
+    weight: float = 1.0
     still: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     unlabelled: ClassVar[bool] = False
+    fits_head: ClassVar[bool] = False
+    together: int = 1
 
     def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
         """Raise Refusal where rows of the right kind cannot serve it all the same. `size` examples a batch; called before weights are loaded."""

@@ -26,7 +26,7 @@ def all_of(probes: Mapping[str, Probe], ready: Callable[[Network, str], bool]) -
 def together(outcomes: Mapping[str, Outcome | None]) -> Outcome:
     """Main metric: the mean over tasks of the one that all are judged by, or, where they differ, of those in which higher is better.
 
-    `values` also hold `task.metric`. Rows of all tasks follow each other; their shares are such that the mean over tasks is their ratio.
+    `values` also hold `task.metric`. Rows of all tasks follow each other.
     """
     done = {name: outcome for name, outcome in outcomes.items() if outcome}
     mains = {outcome.scores.main for outcome in done.values()}
@@ -39,14 +39,7 @@ def together(outcomes: Mapping[str, Outcome | None]) -> Outcome:
             measured[f"{name}.{main}"] = NOT_YET
         else:
             measured |= {f"{name}.{k}": outcome.scores.reasons.get(k, "") if v is None else v for k, v in outcome.scores.values.items()}
-    sharing = len(counted) == len(done) and all(o.shares for o in done.values()) and main != "perplexity"
-    shares = [s for o in done.values() for s in scaled(o.shares, len(done))] if sharing else []
-    return Outcome(Scores.of(measured), [p for o in done.values() for p in o.predictions], fmean(o.loss for o in done.values()), shares, done)
-
-
-def scaled(shares: Sequence[tuple[float, float]], tasks: int) -> list[tuple[float, float]]:
-    total = sum(b for _, b in shares) * tasks
-    return [(a / total, b / total) for a, b in shares]
+    return Outcome(Scores.of(measured), [p for o in done.values() for p in o.predictions], fmean(o.loss for o in done.values()), parts=done)
 
 
 # ------------------------------------------------------------------------------------------------ what is remembered

@@ -6,9 +6,11 @@ from ..core import Method
 from .adapter import Adapter
 from .bitfit import BitFit
 from .full import Full
+from .fusion import Fusion
 from .head import Head
 from .layers import Layers
 from .lora import LoRA
+from .mixture import Mixture
 from .peft_bridge import Peft
 from .prefix import Prefix
 from .prompt import Prompt
@@ -22,5 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "prefix": Prefix,
     "lora": LoRA,
     "bitfit": BitFit,
+    "fusion": Fusion,
+    "mixture": Mixture,
     "peft": Peft,
 }

@@ -7,6 +7,7 @@ from .contrast import Contrast
 from .distil import Distil
 from .prefer import Prefer
 from .reinforce import Reinforce
+from .setfit import SetFit
 from .supervised import Supervised
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -15,4 +16,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "contrast": Contrast,
     "prefer": Prefer,
     "reinforce": Reinforce,
+    "setfit": SetFit,
 }

@@ -90,10 +90,7 @@ class Classes:
 def of_labels(batch: Batch, wrong: bool = False) -> Classes:
     """A text that stands in a batch several times answers once, with the label that it has first."""
     texts, labels = batch.numbers("text"), batch.numbers("label")
-    first: dict[int, int] = {}
-    for row, text in enumerate(texts):
-        first.setdefault(text, row)
-    answers = list(first.values())
+    answers = firsts(texts)
     by_label: dict[int, set[int]] = defaultdict(set)
     for row in answers:
         by_label[labels[row]].add(texts[row])
@@ -102,7 +99,33 @@ def of_labels(batch: Batch, wrong: bool = False) -> Classes:
         for i, (text, label) in enumerate(zip(texts, labels, strict=True))
         if by_label[label] - {text} and (not wrong or any(found - {text} for other, found in by_label.items() if other != label))
     ]
+    return between(texts, labels, asked, answers)
+
+
+def of_texts(batch: Batch) -> Classes:
+    """Every text of the batch, once, asks every other."""
+    texts = batch.numbers("text")
+    rows = firsts(texts)
+    return between(texts, batch.numbers("label"), rows, rows)
+
+
+def firsts(texts: Sequence[int]) -> list[int]:
+    """The first row of each text."""
+    first: dict[int, int] = {}
+    for row, text in enumerate(texts):
+        first.setdefault(text, row)
+    return list(first.values())
+
+
+def between(texts: Sequence[int], labels: Sequence[int], asked: Sequence[int], answers: Sequence[int]) -> Classes:
     pick = lambda column, rows: torch.tensor([column[i] for i in rows], dtype=torch.long)  # of numbers, so that it may be rehearsed
     own = pick(texts, asked)[:, None] == pick(texts, answers)
-    same = (pick(labels, asked)[:, None] == pick(labels, answers)) & ~own
-    return Classes(asked, answers, same, own)
+    return Classes(asked, answers, (pick(labels, asked)[:, None] == pick(labels, answers)) & ~own, own)
+
+
+def comparable(batch: Batch) -> bool:
+    """Whether some text has both a right and a wrong answer: a label with two texts, and another label. In one pass over the rows."""
+    by_label: dict[int, set[int]] = defaultdict(set)
+    for text, label in zip(batch.numbers("text"), batch.numbers("label"), strict=True):
+        by_label[label].add(text)
+    return len(by_label) > 1 and any(len(found) > 1 for found in by_label.values())

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..core import Batch, Counts, Network, Objective, Ragged, Signals, Terms
 from ..errors import Refusal
-from .contest import Contest, of_labels, of_pairs, of_views
+from .contest import Contest, comparable, of_labels, of_pairs, of_texts, of_views
 
-Name = Literal["auto", "infonce", "supcon", "triplet", "cosent", "cosine", "simcse"]
+Name = Literal["auto", "infonce", "supcon", "triplet", "cosent", "cosine", "pairwise", "simcse"]
 IMPLIED = {"pairs": "infonce", "similar": "cosent", "grouped": "supcon", "texts": "simcse"}
 ROWS = {"pairs": "pairs", "similar": "pairs with a score", "grouped": "texts with a label", "texts": "texts alone"}
 
@@ -38,7 +38,7 @@ class Contrast(Objective):
                   `guide_margin` cosines, is no wrong answer (GISTEmbed, Solatorio 2024; anchors are not contrasted with each other)
 
     Units: who is asked (infonce, simcse: anchors; supcon, triplet: rows that have a right, and for triplet a wrong, answer in the batch; cosine: pairs);
-    cosent is one sum over all pairs of pairs: a batch is one unit.
+    of cosent and pairwise, which look at all pairs of pairs or of texts, a batch is one unit.
     """
 
     tasks = ("embed",)
@@ -82,7 +82,7 @@ class Contrast(Objective):
             (self.symmetric and self.loss != "infonce", "symmetric", "loss: infonce"),
             (bool(self.guide) and self.loss not in ("infonce", "simcse"), "guide", "loss: infonce or simcse"),
             (bool(self.scores) and self.loss != "cosine", "scores", "loss: cosine"),
-            (bool(temperature) and self.loss in ("triplet", "cosine"), "temperature", "leave it out"),
+            (bool(temperature) and self.loss in ("triplet", "cosine", "pairwise"), "temperature", "leave it out"),
             (bool(margin) and self.loss != "triplet", "margin", "loss: triplet"),
             (self.guide_margin > 0 and not self.guide, "guide_margin", "guide: base"),
             (self.projection and bool(self.dims), "projection", "leave `dims` out: what is thrown away has no components to keep"),
@@ -102,7 +102,7 @@ class Contrast(Objective):
             raise Refusal(
                 "all pairs have the same score", where="data.train", fix="scores that differ, or the pairs that belong together, without a score column"
             )
-        if self.kind == "grouped" and not of_labels(data, wrong=True).asked:
+        if self.kind == "grouped" and not comparable(data):
             raise Refusal("no label has two different texts, or there is one label only", where="data.train", fix="two texts a label at least, and two labels")
         if size == 1 and self.loss != "cosine" and max(data.numbers("side")) < 2:
             raise Refusal("`update.batch: 1`: an example alone has nothing to be told apart from", where="update.batch", fix="update.batch: 32")
@@ -234,6 +234,18 @@ def cosine(z: Tensor, batch: Batch, how: Contrast) -> Tensor:
     return ((y - low) / (high - low) - s).square().sum()
 
 
+def pairwise(z: Tensor, batch: Batch, how: Contrast) -> Tensor:
+    """(s - [same label])^2 over all pairs of different texts in the batch: the mean over those of one label, and the mean over the others, halved.
+
+    What drawing pairs so that half of them are of one label has as its expectation (Tunstall et al. 2022, section 3.1), at one reading a text, not two a pair.
+    """
+    found = of_texts(batch)
+    same, own = found.same.to(z.device), found.own.to(z.device)
+    s = z[list(found.asked)] @ z[list(found.answers)].T
+    mean = lambda x, where: x.masked_fill(~where, 0).sum() / where.sum().clamp(min=1)
+    return (mean((s - 1).square(), same) + mean(s.square(), ~(same | own))) / 2
+
+
 def similarities(z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """The cosine and the score of each pair."""
     sides = batch.numbers("side")
@@ -259,6 +271,7 @@ LOSSES: dict[str, Loss] = {
     "triplet": Loss(("pairs", "grouped"), triplet, lambda batch: rivals(batch)),
     "cosent": Loss(("similar",), cosent, lambda batch: 1, needs=frozenset({"score"})),
     "cosine": Loss(("similar",), cosine, lambda batch: batch.numbers("side").count(0), needs=frozenset({"score"})),
+    "pairwise": Loss(("grouped",), pairwise, lambda batch: 1, needs=frozenset({"label"})),
     "simcse": Loss(("texts",), simcse, len, read=twice),
 }
 

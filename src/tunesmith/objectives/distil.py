@@ -23,7 +23,8 @@ Map = dict[int, int]  # block of the student -> block of the teacher
 class Distil(Objective):
     """alpha T^2 D(teacher at T, student at T) + (1 - alpha) loss on labels, and what is matched inside (Hinton et al. 2015, section 2).
 
-    teacher      a run's folder, a hub id or folder, or what a teacher has been asked before (a cache, a .safetensors file)
+    teacher      a run's folder, a hub id or folder, or what a teacher has been asked before (a cache, a .safetensors file); or several of them, whose
+                 answers are averaged, logits and numbers to score as they are (PET; Schick & Schuetze 2021, section 3.4)
     loss         forward | reverse | jsd (with `beta`) | skew (with `skew`); a number to score is learnt by its squared error
     alpha        weight of the teacher against the labels, which rows may lack
     top          generate: tokens kept of the teacher's distribution; all others are one more bucket, and nothing is renormalised
@@ -41,7 +42,7 @@ class Distil(Objective):
     def __init__(
         self,
         kind: str,
-        teacher: str,
+        teacher: str | tuple[str, ...],
         loss: Loss = "forward",
         temperature: Annotated[float, Gt(0)] = 2.0,
         alpha: Annotated[float, Ge(0), Le(1)] = 0.5,
@@ -63,7 +64,8 @@ class Distil(Objective):
         max_new_tokens: Annotated[int, Ge(1)] = 64,
     ):
         super().__init__()
-        self.kind, self.teacher, self.loss, self.temperature, self.alpha = kind, teacher, loss, float(temperature), float(alpha)
+        self.kind, self.loss, self.temperature, self.alpha = kind, loss, float(temperature), float(alpha)
+        self.teachers = (teacher,) if isinstance(teacher, str) else tuple(teacher)
         self.share = {"jsd": beta, "skew": skew}.get(loss, 0.0)
         self.top, self.cache, self.align = top, cache, align
         self.states, self.attention = numbers(states), numbers(attention)
@@ -85,6 +87,8 @@ class Distil(Objective):
         inside, writes = any(self.weights.values()), self.kind == "generate"
         return [
             (self.kind not in ANSWERS, "", "these rows are compared or judged, and a teacher answers", "objective: prefer"),
+            (not self.teachers or len(set(self.teachers)) < len(self.teachers), ".teacher", f"`teacher` is {list(self.teachers)}", "each once, and one at least"),
+            (len(self.teachers) > 1 and (writes or inside), ".teacher", "several teachers of texts to write, or of what goes on inside, which are not averaged", "one of them"),
             (self.alpha == 0 and not inside, ".alpha", "`alpha: 0` gives the teacher no weight", "objective: supervised"),
             (self.kind == "score" and self.loss != "forward", ".loss", f"`loss: {self.loss}` and a number, which has no distribution", "leave `loss` out"),
             (self.align is not None and not writes, ".align", "`align` and a task without tokens to write: a teacher reads with its own tokenizer", "leave it out"),

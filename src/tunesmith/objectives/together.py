@@ -11,14 +11,16 @@ from ..core import Batch, Counts, Network, Objective, Signals, Terms
 
 
 class Together(Objective):
-    """Sum over tasks of weight x mean loss. A term is named after its task; further terms of a task, `task.term`.
+    """Sum over tasks of their mean losses, each part's gradient times its weight. A term is named after its task; further terms of a task, `task.term`.
 
     mean  `task`: over the task's own units; `global`: over the units of all tasks in the step, so that a task weighs as many units as it has
     """
 
     def __init__(self, parts: Mapping[str, Objective], weights: Mapping[str, float], mean: Literal["task", "global"] = "task"):
         super().__init__()
-        self.parts, self.weights, self.mean = nn.ModuleDict(parts), dict(weights), mean
+        self.parts, self.mean = nn.ModuleDict(parts), mean
+        for name, part in parts.items():
+            part.weight = weights[name]
         self.needs = frozenset.intersection(*(part.needs for part in parts.values()))
         self.whole = any(part.whole for part in parts.values())
         self.pace = min(part.pace for part in parts.values())
@@ -39,7 +41,7 @@ class Together(Objective):
         return self.of(batch.task).read(net, batch)
 
     def score(self, signals: Signals, batch: Batch) -> Terms:
-        return {named(batch.task, k): self.weights[batch.task] * v for k, v in self.of(batch.task).score(signals, batch).items()}
+        return {named(batch.task, k): v for k, v in self.of(batch.task).score(signals, batch).items()}
 
     def count(self, batch: Batch) -> Counts:
         found = {named(batch.task, k): v for k, v in self.of(batch.task).count(batch).items()}

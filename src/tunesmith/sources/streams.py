@@ -38,6 +38,7 @@ class Stream(ABC):
     draws    the seed decides which rows are learnt from
     chooses  the best evaluation may be kept
     several  it knows several tasks
+    grows    tasks may be added to a run that is over
     steps    the budget where the recipe names none; None: three epochs
     splits   runs of an arm in a comparison, where it is not said
     """
@@ -45,6 +46,7 @@ class Stream(ABC):
     draws: ClassVar[bool] = False
     chooses: ClassVar[bool] = True
     several: ClassVar[bool] = False
+    grows: ClassVar[bool] = False
     steps: ClassVar[int | None] = None
     splits: ClassVar[int] = 3
 
@@ -160,6 +162,7 @@ class InTurn(Stream):
     scenario: Literal["class", "task", "domain"] | None = None
 
     several: ClassVar[bool] = True
+    grows: ClassVar[bool] = True
     chooses: ClassVar[bool] = False
 
     def parts(self, tasks: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,9 @@ from ..core import Batch, Network, Ragged
 class Table:
     """`size` examples a batch, the last of an epoch perhaps fewer. `row` (B,) in each batch is the index of the row.
 
+    `together`: so many examples of a label (or a little more, where its number is no multiple; all, where it has fewer) follow each other in the order of
+    an epoch, and others of that label come much later: batches in which rows have a like. Every example still comes once an epoch.
+
     An example is a row, or the rows of one `group` (consecutive in the columns), which stay together. Within a batch examples go
     from short to long, so that a packed batch needs no reordering; the loss does not see it.
     """
@@ -24,6 +28,7 @@ class Table:
     task: str = "task"
     size: int = 32
     seed: int = 0
+    together: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -70,7 +75,24 @@ class Table:
 
     def order(self, epoch: int) -> Tensor:
         """(n,): the permutation of the examples in this epoch."""
-        return torch.randperm(len(self.examples), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        dice = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        mixed = torch.randperm(len(self.examples), generator=dice)
+        return mixed if self.together == 1 else torch.tensor(self.met(mixed.tolist(), dice))
+
+    def met(self, mixed: Sequence[int], dice: torch.Generator) -> list[int]:
+        """The same examples in runs of one label; a label's runs are spread evenly over the epoch."""
+        of_label: dict[int, list[int]] = defaultdict(list)
+        labels = self.columns["label"]
+        assert isinstance(labels, Tensor)
+        told = labels.tolist()
+        for i in mixed:
+            of_label[told[self.examples[i][0]]].append(i)
+        runs: list[tuple[float, list[int]]] = []
+        for rows in of_label.values():
+            parts = max(1, len(rows) // self.together)
+            places = (torch.arange(parts) + torch.rand(parts, generator=dice)) / parts
+            runs += [(place, rows[k::parts]) for k, place in enumerate(places.tolist())]
+        return [i for _, run in sorted(runs) for i in run]
 
     def once(self, net: Network | None = None, tokens: int | None = None) -> Iterator[Batch]:
         """Every row once, short to long, up to `tokens` tokens a batch: for evaluation. By default as many as keep the device busy. Needs no network."""

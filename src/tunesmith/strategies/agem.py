@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..core import Batch, Objective, Run
 from ..parallel import rank, sum_gradients
-from ..updates import Form
+from ..updates import Form, Formed
 from ..updates.descend import units
+from .reformed import Reformed
 from .replay import Remembering, Replaying
 
 
@@ -21,6 +22,7 @@ class AGEM(Remembering):
     """The gradient g of new rows is projected where it points against that of old ones, r: g - (g.r / r.r) r if g.r < 0 (Chaudhry et al. 2019, equation 11).
 
     g and r are whole gradients: of all that moves, of all pieces and processes, before clipping. Old rows are drawn from the whole memory at every step.
+    The record says whether a step was `projected`.
     """
 
     paper: ClassVar[str] = "Chaudhry et al. 2019, https://arxiv.org/abs/1812.00420"
@@ -33,7 +35,7 @@ class AGEM(Remembering):
         return Replaying(learn, 1.0, 0.0, several=len(self.keys) > 1)
 
     def form(self, form: Form) -> Form:
-        def projected(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> dict[str, Tensor]:
+        def projected(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
             old = [batch for batch in batches if "replayed" in batch]
             if not old:
                 return form(run, batches, tokens, seed)
@@ -43,18 +45,18 @@ class AGEM(Remembering):
             clear(params)
             new = [batch for batch in batches if "replayed" not in batch]
             told |= whole(run, params, form(run, new, tokens, seed), new)
-            project(params, reference)
+            said = {"projected": float(project(params, reference))}
             if rank():  # the first process' gradients are those of all
                 clear(params)
-                return {}
-            return told
+                return Formed({}, said)
+            return Formed(told, said)
 
-        return projected
+        return Reformed(form, projected)
 
 
-def whole(run: Run, params: Mapping[str, nn.Parameter], sums: Mapping[str, Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
+def whole(run: Run, params: Mapping[str, nn.Parameter], formed: Formed, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """Gradients and sums over all processes."""
-    return sum_gradients(list(params.values()), sums, sorted(units(run, batches)))
+    return sum_gradients(list(params.values()), formed.losses, sorted(units(run, batches)))
 
 
 def clear(params: Mapping[str, nn.Parameter]) -> None:
@@ -63,17 +65,16 @@ def clear(params: Mapping[str, nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def project(params: Mapping[str, nn.Parameter], reference: Mapping[str, Tensor]) -> None:
-    """In place. What the reference does not reach stays."""
+def project(params: Mapping[str, nn.Parameter], reference: Mapping[str, Tensor]) -> bool:
+    """In place. Whether it was called for."""
     both = {n: (p.grad, reference[n]) for n, p in params.items() if p.grad is not None and n in reference}
     if not both:
-        return
+        return False
     against = torch.stack([(g * r).sum() for g, r in both.values()]).sum()
     length = torch.stack([r.square().sum() for r in reference.values()]).sum()
     step = torch.where(against < 0, against / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0)
-    for n, r in reference.items():
+    called = bool(step)
+    for n, r in reference.items() if called else ():
         p = params[n]
-        if p.grad is not None:
-            p.grad -= step * r
-        elif bool(step):
-            p.grad = -step * r
+        p.grad = (0 if p.grad is None else p.grad) - step * r
+    return called

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ..core import Batch, Delta, Network, Objective, Run, Source, Stage
 from ..errors import Refusal
 from ..parallel import add_up
-from ..updates import Form
+from ..updates import Form, Formed
 from .around import Once
 from .examples import DRAWS, mean_of, sampled
+from .reformed import Reformed
 from .strategy import Strategy, number
 
 Weight = Annotated[float, Ge(0)]
@@ -218,12 +219,12 @@ class SI(Anchors):
             self.start = {n: p.detach().clone() for n, p in self.params.items()}
 
     def form(self, form: Form) -> Form:
-        def watched(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> dict[str, Tensor]:
-            sums = form(run, batches, tokens, seed)
+        def watched(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
+            formed = form(run, batches, tokens, seed)
             self.before = {n: (self.slope(n, p), p.detach().clone()) for n, p in self.params.items() if p.requires_grad}
-            return sums
+            return formed
 
-        return watched if self.strength else form
+        return Reformed(form, watched) if self.strength else form
 
     def slope(self, name: str, p: nn.Parameter) -> Tensor:
         """The gradient of the loss alone, over all processes."""

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..core import Batch, Delta, Network, Objective, Run, Source, Stage
 from ..errors import Refusal
-from ..updates import Form
+from ..updates import Form, Formed
 from .around import Once
+from .reformed import Reformed
 from .strategy import Strategy, number
 
 
@@ -39,7 +40,8 @@ class OLoRA(Strategy):
     orthogonal to theirs (Wang et al. 2023, equations 7 and 8). All blocks add up, so the artifact is one plain LoRA.
 
     strength  lambda_1 of the sum over layers, which grows with their number and with the square of a block's rank
-    room      stages that the rank is cut for; None: as many as the sequence has. `method.rank` / room is the rank of a stage, and alpha / rank its scale
+    room      stages that the rank is cut for; None: as many as the sequence has when it begins, so none can be added later. `method.rank` / room is the rank
+              of a stage, and alpha / rank its scale
     """
 
     strength: Annotated[float, Ge(0)] = 0.5
@@ -50,7 +52,7 @@ class OLoRA(Strategy):
     anchors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.stages = 0
+        self.stages = self.width = 0
         self.now = slice(0, 0)
         self.rest: dict[str, Tensor] = {}
 
@@ -76,19 +78,19 @@ class OLoRA(Strategy):
         return self.learn if self.strength else learn
 
     def begin(self, run: Run, stage: Stage) -> None:
-        width = self.rank // (self.room or self.stages)
-        self.now = self.learn.now = slice(number(run, stage) * width, (number(run, stage) + 1) * width)
+        self.width = self.width or self.rank // (self.room or self.stages)
+        self.now = self.learn.now = slice(number(run, stage) * self.width, (number(run, stage) + 1) * self.width)
         self.rest = {n: p.detach().clone() for n, p in self.params.items()}
 
     def form(self, form: Form) -> Form:
-        def own_block(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> dict[str, Tensor]:
-            sums = form(run, batches, tokens, seed)
+        def own_block(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
+            formed = form(run, batches, tokens, seed)
             for n, p in self.params.items():
                 for other in self.others(n, p.grad):
                     other.zero_()
-            return sums
+            return formed
 
-        return own_block
+        return Reformed(form, own_block)
 
     def others(self, name: str, x: Tensor | None) -> tuple[Tensor, ...]:
         """Views of the blocks of other stages: rows of A, columns of B."""
@@ -103,3 +105,12 @@ class OLoRA(Strategy):
         for n, p in self.params.items():
             for here, was in zip(self.others(n, p.data), self.others(n, self.rest[n]), strict=True):
                 here.copy_(was)
+
+    def state(self) -> Mapping[str, Any]:
+        return {"width": self.width}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.width = state["width"]
+        if self.stages * self.width > self.rank:
+            why = f"its rank of {self.rank} was cut for {self.rank // self.width} stages"
+            raise Refusal(f"no room for stage {self.stages}", where="strategy.room", why=why, fix="`room` for stages to come, from the first run on")

@@ -242,7 +242,7 @@ def asked_once(question: Question, teacher: Teacher, top: int) -> Iterator[tuple
         columns = question.who.reader.encode(chosen, data.task).columns
     device = next(teacher.parameters()).device
     pairs = aligned(chosen, data.reader, question.who.reader) if learn.align else None
-    for batch in Table(columns, data.task.key, device=device).once():
+    for batch in Table(columns, data.task.name, device=device).once():
         said = answers(learn, teacher, batch, question.order, top)
         parts = {name: column.rows() if isinstance(column, Ragged) else column.unbind() for name, column in said.items()}
         for i, place in enumerate(batch["row"].tolist()):

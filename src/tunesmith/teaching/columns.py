@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors import safe_open
 
-from ..core import Objective
+from ..core import Objective, Ragged
 from ..dataset import Dataset
 from ..errors import Refusal
 from ..objectives.distil import Distil
@@ -27,32 +29,54 @@ if TYPE_CHECKING:
 
 
 def foreseen(recipe: Recipe, data: Dataset, learn: Objective) -> None:
-    """Raises Refusal for what can be told of the teacher before a weight is loaded."""
+    """Raises Refusal for what can be told of the teachers before a weight is loaded."""
     assert isinstance(learn, Distil)
-    if file := stored(learn.teacher):
-        fits_file(file, data, learn)
-    else:
-        Question(recipe, data, learn, named(recipe, data, learn.teacher)).refuse()
+    for name in learn.teachers:
+        if file := stored(name):
+            fits_file(file, data, learn)
+        else:
+            Question(recipe, data, learn, named(recipe, data, name)).refuse()
 
 
 def taught(source: Table | Enriched, setting: Setting) -> Answers | Written:
-    """teacher, teacher_ids, teacher_states, teacher_heads: what the teacher said of each row, from where it was kept, or asked with the first batch."""
+    """teacher, teacher_ids, teacher_states, teacher_heads: what the teachers said of each row, from where it was kept, or asked with the first batch."""
     learn, recipe, data = setting.objective, setting.recipe, setting.data
     assert isinstance(learn, Distil)
     names = frozenset(n for n in learn.needs if n.startswith("teacher"))
-    if file := stored(learn.teacher):
-        fits_file(file, data, learn)
-        about = {"name": learn.teacher, **((manifest(file.parent) or {}).get("about", {}))}
-        examples = ids(data, learn.kind == "generate")
-        return Answers(source, names, examples, lambda: of_file(file, examples, about))
-    question = Question(recipe, data, learn, named(recipe, data, learn.teacher))
+    folder = Path(learn.cache or recipe.folder / "teacher").expanduser() / setting.part
+    questions = [None if stored(name) else Question(recipe, data, learn, named(recipe, data, name)) for name in learn.teachers]
+    places = [folder / str(i) if len(questions) > 1 else folder for i in range(len(questions))]
+    examples = ids(data, learn.kind == "generate" or bool(names - {"teacher", "teacher_ids"}))
+    finds = [
+        asking(question, place, setting) if question else kept(name, examples, setting)
+        for question, place, name in zip(questions, places, learn.teachers, strict=True)
+    ]
+    find = finds[0] if len(finds) == 1 else lambda: averaged([one() for one in finds], list(dict.fromkeys(examples)))
+    answers = Answers(source, names, examples, find)
+    if not learn.on_policy:
+        return answers
+    assert questions[0]
+    return Written(answers if learn.on_policy < 1 else source, questions[0], setting.net)
+
+
+def kept(name: str, examples: Sequence[int], setting: Setting) -> Callable[[], Stored]:
+    """What was answered before."""
+    file = stored(name)
+    assert file and isinstance(setting.objective, Distil)
+    fits_file(file, setting.data, setting.objective)
+    about = {"name": name, **((manifest(file.parent) or {}).get("about", {}))}
+    return lambda: of_file(file, examples, about)
+
+
+def asking(question: Question, folder: Path, setting: Setting) -> Callable[[], Stored]:
+    """What a network answers."""
+    learn = question.learn
     question.refuse()
     if question.inside:
         within(question, setting)
         learn.equip(shape_of(setting.net.model.config), question.who.shape)
         learn.to(setting.net.device)
     told = setting.told("teacher, once")
-    folder = Path(learn.cache or recipe.folder / "teacher").expanduser()
 
     def find() -> Stored:
         """Arms of a comparison that ask the same ask it once."""
@@ -64,8 +88,20 @@ def taught(source: Table | Enriched, setting: Setting) -> Answers | Written:
         setting.shared.answers |= {asked: found} if setting.shared.keeps else {}
         return found
 
-    kept = Answers(source, names, question.examples, find)
-    return Written(kept if learn.on_policy < 1 else source, question, setting.net) if learn.on_policy else kept
+    return find
+
+
+def averaged(members: Sequence[Stored], examples: Sequence[int]) -> Stored:
+    """The mean of what they said of each example. Who they are together: all of their parameters and of their time; `scores` are the mean of theirs."""
+    said = [member.of(examples)["teacher"] for member in members]
+    values = torch.stack([column.values if isinstance(column, Ragged) else column for column in said]).mean(0)
+    teacher = Ragged(values, said[0].lengths) if isinstance(said[0], Ragged) else values
+    known = [member.about for member in members]
+    total = {key: sum(about[key] for about in known) for key in ("parameters", "bytes", "latency_ms") if all(key in about for about in known)}
+    scores = [about.get("scores", {}) for about in known]
+    means = {key: sum(s[key] for s in scores) / len(scores) for key in scores[0] if all(key in s for s in scores)}
+    about = {"name": " + ".join(str(about["name"]) for about in known), **total, **({"scores": means} if means else {})}
+    return Stored({"teacher": teacher}, {example: i for i, example in enumerate(examples)}, about)
 
 
 def within(question: Question, setting: Setting) -> None:

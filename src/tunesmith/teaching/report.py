@@ -33,7 +33,7 @@ def about(question: Question, teacher: Teacher) -> dict[str, Any]:
     from .ask import eval_hash
 
     data, reader = question.data, question.who.reader
-    rows, table = data.eval or data.train, lambda part: Table(own(part, question), data.task.key, device=next(teacher.parameters()).device)
+    rows, table = data.eval or data.train, lambda part: Table(own(part, question), data.task.name, device=next(teacher.parameters()).device)
     found = {"name": question.who.name, **size(teacher, teacher.compute.itemsize), "latency_ms": latency(saying(teacher, data.task.name), table(rows))}
     if data.eval:
         probe = Probe("teacher", table(data.eval).once, data.eval.task.kind, question.who.labels, references(data.eval, data.eval.task.kind))

@@ -1,10 +1,24 @@
-"""How the trainable part moves: AdamW around a way of forming the gradient. One file a way; this table is the recipe's vocabulary."""
+"""How the trainable part moves: AdamW around a way of forming the gradient. One file a family of ways; this table is the recipe's vocabulary."""
 
 from __future__ import annotations
 
-from .descend import Descend, Form, summed
-from .gradcache import cached
+from .balance import DWA, FAMO, UW, GradNorm
+from .descend import Descend, Form, Formed, Summed
+from .gradcache import Cached
+from .surgery import MGDA, CAGrad, PCGrad, TorchJD, UPGrad
 
-UPDATES: dict[str, Form] = {"descend": summed, "gradcache": cached}
+UPDATES: dict[str, type[Form]] = {
+    "descend": Summed,
+    "gradcache": Cached,
+    "uncertainty": UW,
+    "dwa": DWA,
+    "gradnorm": GradNorm,
+    "famo": FAMO,
+    "pcgrad": PCGrad,
+    "cagrad": CAGrad,
+    "mgda": MGDA,
+    "upgrad": UPGrad,
+    "torchjd": TorchJD,
+}
 
-__all__ = ["UPDATES", "Descend", "Form"]
+__all__ = ["UPDATES", "Descend", "Form", "Formed"]

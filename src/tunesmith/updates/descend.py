@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,50 @@ from ..errors import Diverged
 from ..parallel import rank, sum_gradients, world
 
 Schedule = Literal["linear", "cosine", "constant"]
-Form = Callable[[Run, Sequence[Batch], int, int], dict[str, Tensor]]  # (run, batches, tokens a pass, seed) -> losses; leaves this process' gradients
+Losses = dict[tuple[str, str], Tensor]  # (task, term) -> loss over the units of the step, of this process
+
+
+class Formed(NamedTuple):
+    """What is known once a step's gradient stands: its losses by term, and what else its record should tell."""
+
+    losses: dict[str, Tensor]
+    said: Mapping[str, float] = {}
+
+
+class Form(ABC):
+    """How the gradient of a step is formed: a row of UPDATES, whose fields are the recipe's options.
+
+    `state_dict` and `load_state_dict` carry what it must remember over an interruption.
+
+    several  it weighs tasks against each other, and says nothing of one
+    at_once  a step must hold them all
+    shared   it looks at the gradients of what they share
+    """
+
+    several: ClassVar[bool] = False
+    at_once: ClassVar[bool] = False
+    shared: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
+        """Leave this process' gradients in `.grad`, in passes of at most so many tokens. What is told is never weighted."""
+
+    def after(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> None:
+        """Once the optimiser has moved, with all gradients gone."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+
+
+@dataclass(frozen=True)
+class Summed(Form):
+    """The sum of all losses. For objectives that look at a group of rows at a time."""
+
+    def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
+        return Formed(by_term(summed(run, batches, tokens, seed)))
 
 
 @dataclass
@@ -38,7 +82,7 @@ class Descend:
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     micro: int = 16384
-    form: Form = field(default_factory=lambda: summed, repr=False)
+    form: Form = field(default_factory=Summed, repr=False)
     optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
     names: list[str] = field(default_factory=list, repr=False)
 
@@ -46,7 +90,7 @@ class Descend:
         optimizer = self.optimizer or self.prepare(run)
         run.net.rest_below(run.delta.floor)
         seed = (run.seed * 1_000_003 + run.done + rank() * 0x9E37_79B1) & 0x7FFF_FFFF  # dropout is a function of (seed, step): nothing to store
-        sums = self.form(run, micro, self.micro, seed)
+        sums, said = self.form(run, micro, self.micro, seed)
         params = [p for group in optimizer.param_groups for p in group["params"]]
         record = sum_gradients(params, sums, sorted(units(run, micro)))
         norm = nn.utils.clip_grad_norm_(params, self.clip or math.inf)
@@ -57,7 +101,9 @@ class Descend:
             group["lr"] = rate * group["pace"]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {"loss": sum(values[k] for k in record), **values, "rate": rate, "tokens": sum(len(b["ids"]) for b in micro), "rows": sum(len(b) for b in micro)}
+        self.form.after(run, micro, self.micro, seed)
+        counted = {"rate": rate, "tokens": sum(len(b["ids"]) for b in micro), "rows": sum(len(b) for b in micro)}
+        return {"loss": sum(values[k] for k in record), **values, **counted, **said}
 
     def factor(self, progress: float, step: float) -> float:
         """Of the peak rate, at this share of the stage; `step` is what one more step adds to it."""
@@ -93,11 +139,12 @@ class Descend:
         return self.optimizer
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`moment.parameter` -> tensor, ready for safetensors."""
+        """`moment.parameter` -> tensor, and `form.` what the form remembers; ready for safetensors."""
         if self.optimizer is None:
             return {}
         stored = self.optimizer.state_dict()["state"]
-        return {f"{key}.{self.names[i]}": value for i, entry in stored.items() for key, value in entry.items()}
+        moments = {f"{key}.{self.names[i]}": value for i, entry in stored.items() for key, value in entry.items()}
+        return moments | {f"form.{key}": value for key, value in self.form.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         assert self.optimizer is not None, "prepare(run) first"
@@ -105,22 +152,39 @@ class Descend:
         index = {n: i for i, n in enumerate(self.names)}
         for key, value in state.items():
             moment, name = key.split(".", 1)
-            entries[index[name]][moment] = value
+            if moment != "form":
+                entries[index[name]][moment] = value
+        self.form.load_state_dict({key.removeprefix("form."): value for key, value in state.items() if key.startswith("form.")})
         self.optimizer.load_state_dict({"state": dict(entries), "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
-def summed(run: Run, batches: Sequence[Batch], tokens: int, seed: int, total: Counter | None = None) -> dict[str, Tensor]:
-    """Backward of every piece's sums over the units of the whole step: cutting changes nothing. For objectives that look at a group at a time.
+EVEN: Mapping[str, float] = {}  # each task's loss as it is
 
-    `total`: the units, where the step has more batches than these.
+
+def summed(run: Run, batches: Sequence[Batch], tokens: int, seed: int, total: Mapping[str, float] | None = None, weights: Mapping[str, float] = EVEN) -> Losses:
+    """Backward of every piece's sums over the units of the whole step: cutting changes nothing.
+
+    total    units of the step, where these batches are a part of it
+    weights  of tasks, beside the objective's own, on the gradient alone; 1 where a task is not named
+    Without gradients (`torch.no_grad`) it only says the losses, of the same dropout.
     """
     torch.manual_seed(seed)
-    total, sums = total or units(run, batches), dict[str, Tensor]()
+    total, sums = units(run, batches) if total is None else total, Losses()
     for piece in (piece for batch in batches for piece in pieces(share(batch), tokens)):
         losses = {k: v / (total[k] or 1) for k, v in run.objective(run.net, piece).items()}
-        torch.stack(list(losses.values())).sum().backward()
+        if torch.is_grad_enabled():
+            (torch.stack(list(losses.values())).sum() * run.objective.of(piece.task).weight * weights.get(piece.task, 1.0)).backward()
         for k, v in losses.items():
-            sums[k] = sums[k] + v.detach() if k in sums else v.detach()
+            key = piece.task, k
+            sums[key] = sums[key] + v.detach() if key in sums else v.detach()
+    return sums
+
+
+def by_term(losses: Losses) -> dict[str, Tensor]:
+    """Added up over the tasks that have a term of this name."""
+    sums: dict[str, Tensor] = {}
+    for (_, term), loss in losses.items():
+        sums[term] = sums[term] + loss if term in sums else loss
     return sums
 
 
