@@ -22,7 +22,7 @@ from tunesmith.recipe import recipe
 from tunesmith.sources.table import Table
 from tunesmith.strategies.agem import project
 from tunesmith.strategies.anchors import Penalty
-from tunesmith.strategies.examples import mean_of
+from tunesmith.strategies.examples import DRAWS, mean_of
 from tunesmith.strategies.memory import Memory
 from tunesmith.strategies.replay import apart
 from tunesmith.train import run
@@ -225,6 +225,16 @@ def test_the_true_fisher_asks_the_model_what_it_would_answer(work: Path) -> None
     assert found == pytest.approx(float(each.mean()), abs=3 * spread)
     empirical, *_ = regression(work, "ewc")
     assert not torch.allclose(importance(empirical, "weight"), importance(job, "weight"))
+
+
+def test_answers_are_drawn_and_not_the_likeliest() -> None:
+    """Wrong: the arg-max, which makes sure examples weigh nothing and unsure ones all the same."""
+    dice, n = torch.Generator().manual_seed(0), 20_000
+    logits = torch.tensor([[0.0, 1.0, 3.0]]).expand(n, 3)
+    shares = torch.nn.functional.one_hot(DRAWS["single"](logits, dice)).double().mean(0)
+    torch.testing.assert_close(shares, logits[0].double().softmax(-1), rtol=0, atol=0.012)
+    torch.testing.assert_close(DRAWS["multi"](logits, dice).double().mean(0), logits[0].double().sigmoid(), rtol=0, atol=0.012)
+    assert float(DRAWS["score"](logits[:, 1:2], dice).var()) == pytest.approx(0.5, rel=0.05)
 
 
 def test_mas_asks_for_no_label(work: Path) -> None:

@@ -25,18 +25,18 @@ class Routes(nn.Module):
     centroids (K, D)  unit vectors: means of the base's pooled states by label of a stage, or, of rows without one label each, of the stage
     stage (K,)        whose they are; -1: not come yet
     current ()        the stage that the network itself is of
-    `k:name`          parameter `name` as stage k left it
+    `k:name`          parameter `name` as stage k left it; as it began where it came later (the head of a later task)
     """
 
-    def __init__(self, shapes: Mapping[str, Tensor], stages: int, centroids: int, width: int):
+    def __init__(self, params: Mapping[str, Tensor], stages: int, centroids: int, width: int):
         super().__init__()
-        self.stages, self.names = stages, list(shapes)
+        self.stages, self.names = stages, list(params)
         self.register_buffer("centroids", torch.zeros(centroids, width))
         self.register_buffer("stage", torch.full((centroids,), -1))
         self.register_buffer("current", torch.tensor(-1))
         for k in range(stages):
-            for name, p in shapes.items():
-                self.register_buffer(key_of(k, name), torch.zeros_like(p, dtype=torch.float32, requires_grad=False))
+            for name, p in params.items():
+                self.register_buffer(key_of(k, name), p.detach().clone().float())
 
     def kept(self, k: int) -> dict[str, Tensor]:
         return {name: self.get_buffer(key_of(k, name)) for name in self.names}
