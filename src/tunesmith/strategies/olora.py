@@ -36,8 +36,9 @@ class Orthogonal(Once):
 
 @dataclass
 class OLoRA(Strategy):
-    """The LoRA's rank is cut into blocks, one a stage. A stage moves its own block; those of past stages are frozen to the bit, and its A is kept
-    orthogonal to theirs (Wang et al. 2023, equations 7 and 8). All blocks add up, so the artifact is one plain LoRA.
+    """Each stage moves a block of the LoRA's rank that is kept orthogonal to those of past stages (O-LoRA, Wang et al. 2023, equations 7 and 8).
+
+    Past blocks are frozen to the bit. All add up, so the artifact is one plain LoRA.
 
     strength  lambda_1 of the sum over layers, which grows with their number and with the square of a block's rank
     room      stages that the rank is cut for; None: as many as the sequence has when it begins, so none can be added later. `method.rank` / room is the rank

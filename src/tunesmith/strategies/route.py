@@ -108,9 +108,11 @@ class Router:
 
 @dataclass
 class Route(Strategy):
-    """Each stage learns a delta and a head of its own from the base, and past ones do not change, so nothing is forgotten; what can go wrong is the way: a row
-    is sent to the stage of the nearest centroid of the base's pooled states, one a label (the expert gate of Aljundi et al. 2017, with the nearest class mean of
-    Rebuffi et al. 2017, section 3.1, for its autoencoders). It is judged as it predicts, by that way; only with a head for each task is whose a row is known.
+    """Each stage learns a delta of its own, and a row is sent to the stage whose texts it resembles (expert gate, Aljundi et al. 2017).
+
+    Past deltas and heads do not change, so nothing is forgotten; what can go wrong is the way: to the stage of the nearest centroid of the base's pooled states,
+    one a label (the nearest class mean of Rebuffi et al. 2017, section 3.1, in the place of the paper's autoencoders). It is judged as it predicts, by that way;
+    only with a head for each task is whose a row is known.
 
     The artifact holds every stage's delta and the centroids, hence with `method: full` as many models as stages.
     """
