@@ -17,6 +17,7 @@ from tunesmith.job import Job, assemble
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
 from tunesmith.shared import Shared
+from tunesmith.strategies import Strategy
 
 QUIET = Reporter(quiet=True)
 STAGED = ("classify", "generate", "prefer", "tag", "score", "embed")
@@ -87,7 +88,7 @@ def fitted(given: dict[str, Any], stages: int | None = None, by_hand: Job | None
 
 
 def strategy_of(job: Job) -> Any:
-    return job.listeners[-1]
+    return next(one for one in job.listeners if isinstance(one, Strategy))
 
 
 def learnt(job: Job) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from tunesmith.artifact import export, load
 from tunesmith.core import Batch, Ragged
 from tunesmith.errors import Refusal
 from tunesmith.networks.decode import Sampling, generate
+from tunesmith.objectives import Supervised
 from tunesmith.recipe import recipe
 from tunesmith.sources.table import Table
 from tunesmith.strategies.agem import project
@@ -272,8 +273,7 @@ def test_the_path_of_si_is_of_the_loss_alone(work: Path) -> None:
 def test_anchors_of_their_own_are_one_anchor_in_their_middle() -> None:
     """Two penalties' gradients add up to that of one; online, old importance fades and the anchor is the last."""
     p = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
-    inner: Any = type("None_", (torch.nn.Module,), {"needs": frozenset(), "judges": frozenset(), "whole": False, "pace": 1.0})()
-    one, online = (Penalty(inner, 0.5, {"p": p}) for _ in range(2))
+    one, online = (Penalty(Supervised("single"), 0.5, {"p": p}) for _ in range(2))
     parts = []
     for f, at in ((torch.tensor([1.0, 0.0, 4.0]), [1.0, 2.0, 3.0]), (torch.tensor([2.0, 3.0, 0.0]), [2.0, 0.0, 5.0])):
         p.data = torch.tensor(at)

@@ -58,10 +58,10 @@ def among(r: Recipe, places: Places | None) -> None:
     """What several tasks, or one that arrives in stages, and the rest of the recipe say against each other."""
     stream, kind, form = r.built_stream(), r.stream["kind"], UPDATES[r.update.kind or "descend"]
     names = [name for name in r.tasks if not re.fullmatch(r"[A-Za-z]\w*", name)]
+    fitted = [name for name, one in r.each().items() if OBJECTIVES[one.objective["kind"]].fits_head]
     strategy, how = STRATEGIES[r.strategy["kind"]], f"`strategy: {r.strategy['kind']}`"
     learns = {one.objective["kind"]: OBJECTIVES[one.objective["kind"]] for one in r.each().values()}
     strange = [one.task for one in r.each().values() if strategy.tasks and one.task not in strategy.tasks]
-    fitted = [name for name, one in r.each().items() if OBJECTIVES[one.objective["kind"]].fits_head]
     exact = [name for name, one in r.each().items() if OBJECTIVES[one.objective["kind"]].exact]
     refuse([
         (bool(names), "tasks", f"{names[0] if names else ''!r} is no name for a task", "letters, digits and _"),

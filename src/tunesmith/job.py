@@ -93,7 +93,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     judged = lambda name, part: enriched(above[name].of(part), learns[name].judges, settings[name])
     probes = [probe_of_all(part, data, judged, settings) for part in ("eval", "test")]
     known = growing(recipe, data)
-    listeners = [Afresh(), Conflicts(), *([Opening(net, data.task.key, known)] if known else []), strategy]
+    listeners = [Afresh(), *([Opening(net, data.task.key, known)] if known else []), strategy, Conflicts()]
     said = [line for one in each.values() if one.objective["kind"] in NOTES for line in NOTES[one.objective["kind"]](one, learn, run.total)]
     said += strategy.notes(growing=bool(known) and known[0] < known[-1] and delta.lowest < net.anatomy.depth)
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said], listeners)

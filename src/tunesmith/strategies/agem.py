@@ -13,7 +13,7 @@ from ..core import Batch, Objective, Run
 from ..parallel import rank, sum_gradients
 from ..updates import Form, Formed
 from ..updates.descend import units
-from .reformed import Reformed
+from .around import AroundForm
 from .replay import Remembering, Replaying
 
 
@@ -35,23 +35,28 @@ class AGEM(Remembering):
         return Replaying(learn, 1.0, 0.0, several=len(self.keys) > 1)
 
     def form(self, form: Form) -> Form:
-        def projected(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
-            old = [batch for batch in batches if "replayed" in batch]
-            if not old:
-                return form(run, batches, tokens, seed)
-            params = run.parameters()
-            told = whole(run, params, form(run, old, tokens, seed ^ 1), old)
-            reference = {n: p.grad for n, p in params.items() if p.grad is not None}
-            clear(params)
-            new = [batch for batch in batches if "replayed" not in batch]
-            told |= whole(run, params, form(run, new, tokens, seed), new)
-            said = {"projected": float(project(params, reference))}
-            if rank():  # the first process' gradients are those of all
-                clear(params)
-                return Formed({}, said)
-            return Formed(told, said)
+        return Projected(form)
 
-        return Reformed(form, projected)
+
+@dataclass
+class Projected(AroundForm):
+    """`inner`, asked for old and for new rows apart."""
+
+    def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
+        old = [batch for batch in batches if "replayed" in batch]
+        if not old:
+            return self.inner(run, batches, tokens, seed)
+        params = run.parameters()
+        told = whole(run, params, self.inner(run, old, tokens, seed ^ 1), old)
+        reference = {n: p.grad for n, p in params.items() if p.grad is not None}
+        clear(params)
+        new = [batch for batch in batches if "replayed" not in batch]
+        told |= whole(run, params, self.inner(run, new, tokens, seed), new)
+        said = {"projected": float(project(params, reference))}
+        if rank():  # the first process' gradients are those of all
+            clear(params)
+            return Formed({}, said)
+        return Formed(told, said)
 
 
 def whole(run: Run, params: Mapping[str, nn.Parameter], formed: Formed, batches: Sequence[Batch]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from ..core import Batch, Delta, Network, Objective, Run, Source, Stage
 from ..errors import Refusal
 from ..parallel import add_up
-from ..updates import Form, Formed
-from .around import Once
+from ..updates import Form
+from .around import Once, Then
 from .examples import DRAWS, mean_of, sampled
-from .reformed import Reformed
 from .strategy import Strategy, number
 
 Weight = Annotated[float, Ge(0)]
@@ -222,12 +221,11 @@ class SI(Anchors):
             self.start = {n: p.detach().clone() for n, p in self.params.items()}
 
     def form(self, form: Form) -> Form:
-        def watched(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
-            formed = form(run, batches, tokens, seed)
-            self.before = {n: (self.slope(n, p), p.detach().clone()) for n, p in self.params.items() if p.requires_grad}
-            return formed
+        return Then(form, self.look) if self.strength else form
 
-        return Reformed(form, watched) if self.strength else form
+    def look(self) -> None:
+        """Where the step starts from, and which way its loss falls."""
+        self.before = {n: (self.slope(n, p), p.detach().clone()) for n, p in self.params.items() if p.requires_grad}
 
     def slope(self, name: str, p: nn.Parameter) -> Tensor:
         """The gradient of the loss alone, over all processes."""

@@ -1,13 +1,15 @@
-"""An objective around another, and one that adds a term of the parameters alone."""
+"""What stands around an objective, or around a way of forming the gradient."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core import Batch, Counts, Network, Objective, Ragged, Signals, Terms
+from ..core import Batch, Counts, Network, Objective, Ragged, Run, Signals, Terms
+from ..updates import Form, Formed
 
 
 class Around(Objective):
@@ -63,3 +65,31 @@ class Once(Around):
 
     def count(self, batch: Batch) -> Counts:
         return {**self.inner.count(batch), "penalty": len(batch)} if self.holds else self.inner.count(batch)
+
+
+@dataclass
+class AroundForm(Form):
+    """What stands around a way of forming the gradient, and remembers what that remembers."""
+
+    inner: Form
+
+    def after(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> None:
+        self.inner.after(run, batches, tokens, seed)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.inner.load_state_dict(state)
+
+
+@dataclass
+class Then(AroundForm):
+    """`inner`, and then a look at the gradients that it has left, or a change of them."""
+
+    look: Callable[[], None]
+
+    def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
+        found = self.inner(run, batches, tokens, seed)
+        self.look()
+        return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -10,11 +10,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from ..core import Batch, Delta, Network, Objective, Run, Source, Stage
+from ..core import Delta, Network, Objective, Run, Source, Stage
 from ..errors import Refusal
-from ..updates import Form, Formed
-from .around import Once
-from .reformed import Reformed
+from ..updates import Form
+from .around import Once, Then
 from .strategy import Strategy, number
 
 
@@ -84,14 +83,12 @@ class OLoRA(Strategy):
         self.rest = {n: p.detach().clone() for n, p in self.params.items()}
 
     def form(self, form: Form) -> Form:
-        def own_block(run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
-            formed = form(run, batches, tokens, seed)
-            for n, p in self.params.items():
-                for other in self.others(n, p.grad):
-                    other.zero_()
-            return formed
+        return Then(form, self.rest_others)
 
-        return Reformed(form, own_block)
+    def rest_others(self) -> None:
+        for n, p in self.params.items():
+            for other in self.others(n, p.grad):
+                other.zero_()
 
     def others(self, name: str, x: Tensor | None) -> tuple[Tensor, ...]:
         """Views of the blocks of other stages: rows of A, columns of B."""
