@@ -88,7 +88,7 @@ def fitted(given: dict[str, Any], stages: int | None = None, by_hand: Job | None
 
 
 def strategy_of(job: Job) -> Any:
-    return next(x for x in job.listeners if isinstance(x, Strategy))
+    return next(one for one in job.listeners if isinstance(one, Strategy))
 
 
 def learnt(job: Job) -> dict[str, Tensor]:

@@ -82,9 +82,9 @@ class Cut(Listener):
             raise KeyboardInterrupt
 
 
-def resumed(work: Path, shared: Shared, strategy: str) -> Row:
+def resumed(work: Path, shared: Shared, method: str, strategy: str) -> Row:
     """Whether a run that was stopped in the middle of its third stage ends with the same matrix and the same bits."""
-    whole, parts = ({**made(work, "lora", strategy, "class", 5), "out": str(work / name), "checkpoint": {"every": 20}} for name in ("whole", "parts"))
+    whole, parts = ({**made(work, method, strategy, "class", 5), "out": str(work / name), "checkpoint": {"every": 20}} for name in ("whole", "parts"))
     one = run(recipe(whole), Reporter(quiet=True), company=Company(shared=shared))
     try:
         run(recipe(parts), Reporter(quiet=True), company=Company(shared=shared, listeners=[Cut(one.record["steps"] // 2)]))
@@ -129,8 +129,8 @@ def main() -> None:
                 found[name] = cell(work, shared, *key)
                 f.write(json.dumps([name, found[name]]) + "\n")
                 f.flush()
-        if "resumed" not in found and "lora" in args.methods:
-            found["resumed"] = resumed(work, shared, "derpp")
+        if "resumed" not in found and "head" in args.methods:
+            found["resumed"] = resumed(work, shared, "head", "derpp")
             f.write(json.dumps(["resumed", found["resumed"]]) + "\n")
     shown(found)
     Console().print(found.get("resumed", ""))

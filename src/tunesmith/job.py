@@ -95,9 +95,8 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     known = growing(recipe, data)
     listeners = [Afresh(), *([Opening(net, data.task.key, known)] if known else []), strategy, Conflicts()]
     said = [line for one in each.values() if one.objective["kind"] in NOTES for line in NOTES[one.objective["kind"]](one, learn, run.total)]
-    return Job(
-        recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *strategy.notes(bool(known)), *said], listeners
-    )
+    said += strategy.notes(growing=bool(known) and known[0] < known[-1] and delta.lowest < net.anatomy.depth)
+    return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said], listeners)
 
 
 def tables_of(recipe: Recipe, data: Dataset, learn: Objective, device: torch.device) -> dict[str, Table]:

@@ -29,7 +29,7 @@ MORE: dict[str, dict[str, Any]] = {"dream": {"shape": "generate", "scenario": No
 
 
 def given(work: Path, name: str, **more: Any) -> dict[str, Any]:
-    return made(work, {"kind": name, **CASES[name]}, **{**MORE.get(name, {}), **more})
+    return made(work, **{"strategy": {"kind": name, **CASES[name]}, **MORE.get(name, {}), **more})
 
 
 def trained(work: Path, name: str, **more: Any) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -72,6 +73,21 @@ def test_killed_anywhere_it_ends_the_same(work: Path, tmp_path: Path, name: str)
         except Killed:
             continue
     assert found.record["sequence"] == whole.record["sequence"]
+    assert staged.same(*(load(r.folder).delta.state_dict() for r in (whole, found)))
+
+
+@pytest.mark.parametrize("name", ["derpp", "si", "ewc", "lwf", "agem", "olora", "route"])
+def test_a_stage_that_comes_weeks_later_is_the_third_of_three(work: Path, tmp_path: Path, name: str) -> None:
+    """A run over two stages that is over, and goes on when its file has a third, ends as one over three does: memory, anchors and all."""
+    more: dict[str, Any] = {"scenario": "task"} if name != "olora" else {"scenario": "task", "strategy": {"kind": "olora", "room": 3}}
+    whole = run(recipe(given(work, name, out=str(tmp_path / "whole"), **more)), staged.QUIET)
+    file = tmp_path / "growing.jsonl"
+    rows = (work / "classify-train.jsonl").read_text().splitlines(keepends=True)
+    found = None
+    for domains in ("xy", "xyz"):
+        file.write_text("".join(row for row in rows if json.loads(row)["domain"] in domains))
+        found = run(recipe(given(work, name, out=str(tmp_path / "parts"), data={"train": str(file), "eval": str(file)}, **more)), staged.QUIET)
+    assert found and found.record["steps"] == whole.record["steps"]
     assert staged.same(*(load(r.folder).delta.state_dict() for r in (whole, found)))
 
 

@@ -22,6 +22,7 @@ class AGEM(Remembering):
     """The gradient g of new rows is projected where it points against that of old ones, r: g - (g.r / r.r) r if g.r < 0 (Chaudhry et al. 2019, equation 11).
 
     g and r are whole gradients: of all that moves, of all pieces and processes, before clipping. Old rows are drawn from the whole memory at every step.
+    The record says whether a step was `projected`.
     """
 
     paper: ClassVar[str] = "Chaudhry et al. 2019, https://arxiv.org/abs/1812.00420"
@@ -46,21 +47,21 @@ class Projected(AroundForm):
         if not old:
             return self.inner(run, batches, tokens, seed)
         params = run.parameters()
-        told = whole(run, params, self.inner(run, old, tokens, seed ^ 1).losses, old)
+        told = whole(run, params, self.inner(run, old, tokens, seed ^ 1), old)
         reference = {n: p.grad for n, p in params.items() if p.grad is not None}
         clear(params)
         new = [batch for batch in batches if "replayed" not in batch]
-        told |= whole(run, params, self.inner(run, new, tokens, seed).losses, new)
-        project(params, reference)
+        told |= whole(run, params, self.inner(run, new, tokens, seed), new)
+        said = {"projected": float(project(params, reference))}
         if rank():  # the first process' gradients are those of all
             clear(params)
-            return Formed({})
-        return Formed(told)
+            return Formed({}, said)
+        return Formed(told, said)
 
 
-def whole(run: Run, params: Mapping[str, nn.Parameter], sums: Mapping[str, Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
+def whole(run: Run, params: Mapping[str, nn.Parameter], formed: Formed, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """Gradients and sums over all processes."""
-    return sum_gradients(list(params.values()), sums, sorted(units(run, batches)))
+    return sum_gradients(list(params.values()), formed.losses, sorted(units(run, batches)))
 
 
 def clear(params: Mapping[str, nn.Parameter]) -> None:
@@ -69,17 +70,16 @@ def clear(params: Mapping[str, nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def project(params: Mapping[str, nn.Parameter], reference: Mapping[str, Tensor]) -> None:
-    """In place. What the reference does not reach stays."""
+def project(params: Mapping[str, nn.Parameter], reference: Mapping[str, Tensor]) -> bool:
+    """In place. Whether it was called for."""
     both = {n: (p.grad, reference[n]) for n, p in params.items() if p.grad is not None and n in reference}
     if not both:
-        return
+        return False
     against = torch.stack([(g * r).sum() for g, r in both.values()]).sum()
     length = torch.stack([r.square().sum() for r in reference.values()]).sum()
     step = torch.where(against < 0, against / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0)
-    for n, r in reference.items():
+    called = bool(step)
+    for n, r in reference.items() if called else ():
         p = params[n]
-        if p.grad is not None:
-            p.grad -= step * r
-        elif bool(step):
-            p.grad = -step * r
+        p.grad = (0 if p.grad is None else p.grad) - step * r
+    return called

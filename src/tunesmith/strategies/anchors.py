@@ -117,8 +117,9 @@ class Anchors(Strategy):
 
 @dataclass
 class EWC(Anchors):
-    """Elastic weight consolidation: importance is the diagonal of the Fisher information, a mean over examples of squared gradients of the log-likelihood
-    (Kirkpatrick et al. 2017, equation 3), a gradient an example.
+    """Parameters are held by the diagonal of the Fisher information (elastic weight consolidation, Kirkpatrick et al. 2017, equation 3).
+
+    It is the mean over examples of squared gradients of the log-likelihood, a gradient an example.
 
     strength  lambda; the penalty is lambda / 2 x F (x - a)^2. The paper's hundreds belong to other sums: losses here are means over rows
     fisher    `empirical`: of the labels that are given, as most implementations; `true`: of a label drawn from the model, as the definition has it
@@ -164,8 +165,9 @@ class EWC(Anchors):
 
 @dataclass
 class MAS(Anchors):
-    """Memory aware synapses: importance is how much the squared length of the outputs depends on a parameter, a mean over examples of absolute gradients
-    (Aljundi et al. 2018, equations 2 to 4). It asks for no label. Outputs are logits; of embeddings, the pooled states.
+    """Parameters are held by how much the outputs depend on them (memory aware synapses, Aljundi et al. 2018, equations 2 to 4).
+
+    A mean over examples of absolute gradients of the squared length of the outputs, which asks for no label. Outputs are logits; of embeddings, the pooled states.
 
     examples  that it is estimated on, at most
     """
@@ -194,7 +196,8 @@ EMBEDDED = ("pairs", "similar", "grouped", "texts")
 
 @dataclass
 class SI(Anchors):
-    """Synaptic intelligence: importance is what a parameter's way through a stage took off the loss, over how far it went (Zenke et al. 2017, equations 3 to 5):
+    """Parameters are held by what their way through a stage took off the loss (synaptic intelligence, Zenke et al. 2017, equations 3 to 5).
+
     -sum over steps of gradient x change, over (distance^2 + xi), at least 0. The gradient is of the loss without the penalty, before clipping.
 
     With Adam the change is no multiple of the gradient, and the estimate leans to parameters with small gradients (Benzing 2022, section 4).

@@ -18,7 +18,8 @@ class Around(Objective):
     def __init__(self, inner: Objective):
         super().__init__()
         self.inner = inner
-        self.needs, self.judges, self.whole, self.pace = inner.needs, inner.judges, inner.whole, inner.pace
+        self.needs, self.judges, self.whole = inner.needs, inner.judges, inner.whole
+        self.pace, self.weight, self.together = inner.pace, inner.weight, inner.together
 
     def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
         self.inner.accept(columns, size)

@@ -35,11 +35,13 @@ class Orthogonal(Once):
 
 @dataclass
 class OLoRA(Strategy):
-    """The LoRA's rank is cut into blocks, one a stage. A stage moves its own block; those of past stages are frozen to the bit, and its A is kept
-    orthogonal to theirs (Wang et al. 2023, equations 7 and 8). All blocks add up, so the artifact is one plain LoRA.
+    """Each stage moves a block of the LoRA's rank that is kept orthogonal to those of past stages (O-LoRA, Wang et al. 2023, equations 7 and 8).
+
+    Past blocks are frozen to the bit. All add up, so the artifact is one plain LoRA.
 
     strength  lambda_1 of the sum over layers, which grows with their number and with the square of a block's rank
-    room      stages that the rank is cut for; None: as many as the sequence has. `method.rank` / room is the rank of a stage, and alpha / rank its scale
+    room      stages that the rank is cut for; None: as many as the sequence has when it begins, so none can be added later. `method.rank` / room is the rank
+              of a stage, and alpha / rank its scale
     """
 
     strength: Annotated[float, Ge(0)] = 0.5
@@ -50,7 +52,7 @@ class OLoRA(Strategy):
     anchors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.stages = 0
+        self.stages = self.width = 0
         self.now = slice(0, 0)
         self.rest: dict[str, Tensor] = {}
 
@@ -76,8 +78,8 @@ class OLoRA(Strategy):
         return self.learn if self.strength else learn
 
     def begin(self, run: Run, stage: Stage) -> None:
-        width = self.rank // (self.room or self.stages)
-        self.now = self.learn.now = slice(number(run, stage) * width, (number(run, stage) + 1) * width)
+        self.width = self.width or self.rank // (self.room or self.stages)
+        self.now = self.learn.now = slice(number(run, stage) * self.width, (number(run, stage) + 1) * self.width)
         self.rest = {n: p.detach().clone() for n, p in self.params.items()}
 
     def form(self, form: Form) -> Form:
@@ -101,3 +103,12 @@ class OLoRA(Strategy):
         for n, p in self.params.items():
             for here, was in zip(self.others(n, p.data), self.others(n, self.rest[n]), strict=True):
                 here.copy_(was)
+
+    def state(self) -> Mapping[str, Any]:
+        return {"width": self.width}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.width = state["width"]
+        if self.stages * self.width > self.rank:
+            why = f"its rank of {self.rank} was cut for {self.rank // self.width} stages"
+            raise Refusal(f"no room for stage {self.stages}", where="strategy.room", why=why, fix="`room` for stages to come, from the first run on")

@@ -25,18 +25,18 @@ class Routes(nn.Module):
     centroids (K, D)  unit vectors: means of the base's pooled states by label of a stage, or, of rows without one label each, of the stage
     stage (K,)        whose they are; -1: not come yet
     current ()        the stage that the network itself is of
-    `k:name`          parameter `name` as stage k left it
+    `k:name`          parameter `name` as stage k left it; as it began where it came later (the head of a later task)
     """
 
-    def __init__(self, shapes: Mapping[str, Tensor], stages: int, centroids: int, width: int):
+    def __init__(self, params: Mapping[str, Tensor], stages: int, centroids: int, width: int):
         super().__init__()
-        self.stages, self.names = stages, list(shapes)
+        self.stages, self.names = stages, list(params)
         self.register_buffer("centroids", torch.zeros(centroids, width))
         self.register_buffer("stage", torch.full((centroids,), -1))
         self.register_buffer("current", torch.tensor(-1))
         for k in range(stages):
-            for name, p in shapes.items():
-                self.register_buffer(key_of(k, name), torch.zeros_like(p, dtype=torch.float32, requires_grad=False))
+            for name, p in params.items():
+                self.register_buffer(key_of(k, name), p.detach().clone().float())
 
     def kept(self, k: int) -> dict[str, Tensor]:
         return {name: self.get_buffer(key_of(k, name)) for name in self.names}
@@ -108,9 +108,11 @@ class Router:
 
 @dataclass
 class Route(Strategy):
-    """Each stage learns a delta and a head of its own from the base, and past ones do not change, so nothing is forgotten; what can go wrong is the way: a row
-    is sent to the stage of the nearest centroid of the base's pooled states, one a label (the expert gate of Aljundi et al. 2017, with the nearest class mean of
-    Rebuffi et al. 2017, section 3.1, for its autoencoders). It is judged as it predicts, by that way; only with a head for each task is whose a row is known.
+    """Each stage learns a delta of its own, and a row is sent to the stage whose texts it resembles (expert gate, Aljundi et al. 2017).
+
+    Past deltas and heads do not change, so nothing is forgotten; what can go wrong is the way: to the stage of the nearest centroid of the base's pooled states,
+    one a label (the nearest class mean of Rebuffi et al. 2017, section 3.1, in the place of the paper's autoencoders). It is judged as it predicts, by that way;
+    only with a head for each task is whose a row is known.
 
     The artifact holds every stage's delta and the centroids, hence with `method: full` as many models as stages.
     """

@@ -48,10 +48,10 @@ class Strategy(Listener):
         """Called once, before the first step, and before `objective`; `kinds` of rows (see Task) by task. Raises Refusal where it makes no sense of these rows or this delta."""
 
     def notes(self, growing: bool) -> list[str]:
-        """What the user should know. `growing`: labels come to a head that all parts share (class-incremental)."""
+        """What the user should know. `growing`: labels come to a head that all parts share (class-incremental), over a trunk that moves."""
         if not (growing and self.anchors):
             return []
-        return ["a strategy without old rows does next to nothing where labels come to one head (van de Ven & Tolias 2019, table 4); replay or derpp does"]
+        return ["without old rows little is kept where labels come to one head and the trunk moves (van de Ven & Tolias 2019, table 4): replay, derpp or route"]
 
 
 def number(run: Run, stage: Stage) -> int:
