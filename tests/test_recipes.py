@@ -31,6 +31,7 @@ def test_a_recipe_runs(path, tmp_path):
     data = Data("play/8", "play/8") if made.data.train == "play" else Data(rows, rows or None)
     small = replace(made, model=Model(str(tmp_path / "model")), data=data, budget=Budget(steps=4), update=UpdateOptions(batch=8, rate=1e-3))
     small = replace(small, tasks={name: replace(task, data=Data(rows_of(task.task), rows_of(task.task))) for name, task in made.tasks.items()})
+    small = replace(small, stream=made.stream | {k: 2 for k in ("into",) if k in made.stream})
     small = replace(small, objective=made.objective | {k: 4 for k in ("length",) if k in made.objective}, dtype="fp32", kernel="matmul", threads=1)
     if "teacher" in made.objective:
         teacher = run(replace(small, objective={"kind": "supervised"}, out=str(tmp_path / "teacher")), Reporter(quiet=True))

@@ -125,6 +125,16 @@ def test_a_text_is_read_once_a_step():
     assert read == [3] and len(found) == 4 and torch.equal(found[3], found[1])
 
 
+def test_the_loss_is_chosen_by_the_number_of_labels():
+    for labels, loss in ((20, "pairwise"), (21, "supcon")):
+        learn = SetFit("single")
+        learn.accept(batch([k for k in range(labels) for _ in range(2)]).columns, 32)
+        assert learn.contrast.loss == loss
+    fixed = SetFit("single", "pairwise")
+    fixed.accept(batch([k for k in range(30) for _ in range(2)]).columns, 32)
+    assert fixed.contrast.loss == "pairwise"
+
+
 # ------------------------------------------------------------------------------------------------ what meets in a batch
 
 

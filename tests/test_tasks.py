@@ -20,6 +20,7 @@ from tunesmith.curriculum import read_all
 from tunesmith.errors import Refusal
 from tunesmith.evaluate.several import remembered
 from tunesmith.job import assemble
+from tunesmith.listeners import Opening
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
 from tunesmith.shared import Shared
@@ -194,7 +195,7 @@ def test_a_sequence_asks_all_tasks_after_each(work: Path, tmp_path: Path, scenar
 
 def test_a_head_gives_no_label_that_has_not_come(work: Path, tmp_path: Path) -> None:
     job = assembled(staged(work, tmp_path, by="label", stream={"kind": "sequence", "by": "label", "into": 2}))
-    opening = job.listeners[1]
+    opening = next(x for x in job.listeners if isinstance(x, Opening))
     batch = next(job.run.stream[0].train.batches(job.net))
     opening.begin(job.run, job.run.stream[0])
     assert job.net.logits(batch).shape[1] == 2

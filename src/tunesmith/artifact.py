@@ -32,6 +32,7 @@ from .predicting import PREDICT
 from .sentence_format import sentence_files
 from .sources.text.encode import Reader
 from .sources.text.task import Task
+from .strategies.route import put_back, routed
 
 FORMAT = 1
 
@@ -157,8 +158,11 @@ def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> 
         if each.outputs:
             add_head(net, each.key, HeadSpec(each.outputs, **head), 0)
     method = build(METHODS[about.method["kind"]], without_kind(about.method), "method", None)
-    delta = method.attach(net, keep=False)
-    delta.load_state_dict(stored(folder, net, method))
+    state = stored(folder, net, method)
+    delta = method.attach(net, keep=routed(state))
+    if routed(state):
+        put_back(net, delta, state, [t.key for t, _, _ in asked.values()])
+    delta.load_state_dict(state)
     net.compute, net.room.kernel = DTYPES[about.dtype], about.kernel
     delta.cast(net.compute)
     others = {name: (t, r) for name, (t, r, _) in asked.items()}
@@ -183,6 +187,12 @@ def export(folder: str | Path, out: Path) -> list[str]:
             where="export",
             why="it adds modules or inputs that the published class does not have",
             fix=f"{Path(folder) / 'artifact'} is the deliverable; Tunesmith" + (" and peft load it" if to_peft(tuned.method, tuned.delta, "") else " loads it"),
+        )
+    if routed(tuned.delta.state_dict()):
+        raise Refusal(
+            "a run with `strategy: route` holds a delta a stage, of which no one model can be made",
+            where="export",
+            fix="keep the artifact, which Tunesmith loads",
         )
     net = tuned.net
     net.compute = torch.float32

@@ -14,6 +14,7 @@ from .objectives import OBJECTIVES
 from .recipe_yaml import Places
 from .sections import HeadOptions
 from .sources.streams import Mixed
+from .strategies import STRATEGIES
 from .updates import UPDATES
 
 if TYPE_CHECKING:
@@ -58,12 +59,19 @@ def among(r: Recipe, places: Places | None) -> None:
     stream, kind, form = r.built_stream(), r.stream["kind"], UPDATES[r.update.kind or "descend"]
     names = [name for name in r.tasks if not re.fullmatch(r"[A-Za-z]\w*", name)]
     fitted = [name for name, one in r.each().items() if OBJECTIVES[one.objective["kind"]].fits_head]
+    strategy, how = STRATEGIES[r.strategy["kind"]], f"`strategy: {r.strategy['kind']}`"
+    learns = {one.objective["kind"]: OBJECTIVES[one.objective["kind"]] for one in r.each().values()}
+    strange = [one.task for one in r.each().values() if strategy.tasks and one.task not in strategy.tasks]
     exact = [name for name, one in r.each().items() if OBJECTIVES[one.objective["kind"]].exact]
     refuse([
         (bool(names), "tasks", f"{names[0] if names else ''!r} is no name for a task", "letters, digits and _"),
         (bool(r.tasks) and not stream.several, "stream", f"`tasks` and `stream: {kind}`, which knows one", "stream: mix, or sequence"),
         (stream.several and not stream.parts(r.tasks), "stream", f"`stream: {kind}` and one task", "tasks: {a: {task: ..., data: ...}, b: ...}" + ("; or stream.by, the column that tells its stages apart" if kind == "sequence" else "")),
         (r.strategy["kind"] != "naive" and kind != "sequence", "strategy", f"`strategy: {r.strategy['kind']}` and `stream: {kind}`, in which nothing is forgotten", "stream: {kind: sequence, by: a column}"),
+        (bool(strategy.methods) and r.method["kind"] not in strategy.methods, "strategy", f"{how} and `method: {r.method['kind']}`", f"method: {' or '.join(strategy.methods)}"),
+        (bool(strange), "strategy", f"{how} and `task: {strange[0] if strange else ''}`", f"strategy: replay; else task: {' or '.join(strategy.tasks)}"),
+        (strategy.rows and any(one.exact for one in learns.values()), "strategy", f"{how} and rollouts: an old policy's samples say nothing of the present one", "strategy: naive or si"),
+        (strategy.apart and any(one.whole for one in learns.values()), "strategy", f"{how} and an objective in which all rows of a batch see each other: no row has a likelihood of its own", "strategy: mas, si or replay"),
         (kind == "sequence" and r.budget.minutes is not None, "budget.minutes", "`budget.minutes` and `stream: sequence`: a stage has steps", "budget: {epochs: 3}, of each stage"),
         (stream.several and bool(fitted), "objective", f"`objective: setfit` and `stream: {kind}`: a head that is fitted on the rows of one task", "objective: supervised; or a run of its own"),
         (form.several and not isinstance(stream, Mixed), "update.kind", f"`update: {r.update.kind}` weighs tasks against each other, and `stream: {kind}` has one at a time", "tasks: {a: {task: ..., data: ...}, b: ...}, stream: mix; else update: descend"),

@@ -82,8 +82,14 @@ GUIDE: dict[str, Row] = {
     ),
     "sequence": row(
         "stream",
-        ("continual", "tasks one after another", "tasks may arrive over time", "needs a means against forgetting", "changing environments"),
-        ("持续学习", "任务先后到来，依次学习", "能不断接受新任务", "需要防止遗忘的机制", "变化的任务环境"),
+        (
+            "continual",
+            "tasks one after another",
+            "tasks may arrive over time",
+            "forgets without a means: replay, derpp; route; ewc, lwf, olora where each task has its head",
+            "changing environments",
+        ),
+        ("持续学习", "任务先后到来，依次学习", "能不断接受新任务", "需要防遗忘：replay、derpp；route；每任务一个头时可用 ewc、lwf、olora", "变化的任务环境"),
     ),
     "few": row(
         "stream",

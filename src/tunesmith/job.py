@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .core import Delta, Listener, Method, Objective, Ragged, Run
-from .curriculum import known_after
+from .curriculum import key_of, known_after
 from .dataset import Dataset, Part
 from .embedder import guided
 from .errors import Refusal
@@ -68,7 +68,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     method, strategy, stream, learn = recipe.built_method(), recipe.built_strategy(), recipe.built_stream(), agreed(recipe, data)
     learns = {name: learn.of(one.task.key) for name, one in data.each.items()}
     torch.manual_seed(recipe.seed)
-    delta = method.attach(net, keep=shared.keeps or any({"reference", "guide"} & one.needs for one in learns.values()))
+    delta = method.attach(net, keep=shared.keeps or strategy.base or any({"reference", "guide"} & one.needs for one in learns.values()))
     strategy.meet(net, delta, {one.task.key: one.task.kind for one in data.each.values()})
     learn = strategy.objective(learn)
     learn.to(net.device).meet(net)
@@ -80,7 +80,10 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute, keep=shared.keeps)
     each = recipe.each()
-    settings = {name: Setting(each.get(name, recipe), one, net, delta, learns[name], reporter, shared) for name, one in data.each.items()}
+    settings = {
+        name: Setting(each.get(name, recipe), one, net, delta, learns[name], reporter, shared, key_of(name) if data.parts else "")
+        for name, one in data.each.items()
+    }
     above = {name: Above(net, delta, one, shared, reporter, f"{name}/" if data.parts else "") for name, one in data.each.items()}
     sources = {name: enriched(above[name].cached("train", table), learns[name].needs, settings[name]) for name, table in tables.items()}
     stages = stream.stages(sources, Plan(partial(lengths, recipe), strategy.source, strategy.joins, recipe.seed))
@@ -89,9 +92,12 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     run = Run(net, delta, learn, stages, Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
     judged = lambda name, part: enriched(above[name].of(part), learns[name].judges, settings[name])
     probes = [probe_of_all(part, data, judged, settings) for part in ("eval", "test")]
-    listeners = [Afresh(), *([Opening(net, data.task.key, known)] if (known := growing(recipe, data)) else []), strategy, Conflicts()]
+    known = growing(recipe, data)
+    listeners = [Afresh(), *([Opening(net, data.task.key, known)] if known else []), strategy, Conflicts()]
     said = [line for one in each.values() if one.objective["kind"] in NOTES for line in NOTES[one.objective["kind"]](one, learn, run.total)]
-    return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said], listeners)
+    return Job(
+        recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *strategy.notes(bool(known)), *said], listeners
+    )
 
 
 def tables_of(recipe: Recipe, data: Dataset, learn: Objective, device: torch.device) -> dict[str, Table]:
@@ -147,7 +153,7 @@ def agreed_for_one(recipe: Recipe, data: Dataset) -> Objective:
 
 @dataclass(frozen=True)
 class Setting:
-    """All that a source may need to add a column."""
+    """All that a source may need to add a column. `part`: of which of several tasks, as the name of a folder."""
 
     recipe: Recipe
     data: Dataset
@@ -156,6 +162,7 @@ class Setting:
     objective: Objective
     reporter: Reporter
     shared: Shared = field(default_factory=Shared)
+    part: str = ""
 
     def told(self, what: str) -> Callable[[int, int], None]:
         """A bar that hears how many of how many rows are done."""

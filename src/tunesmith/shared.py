@@ -81,6 +81,7 @@ class Shared:
         _, net, pool = self.base
         net.eval()
         net.heads.clear()
+        vars(net).pop("logits", None)  # which a strategy may have stood before
         net.compute, net.room.kernel = torch.float32, "matmul"
         net.pool, net.labels = recipe.head.pool or pool, data.task.labels  # type: ignore[assignment]
         add_heads(net, recipe, data)

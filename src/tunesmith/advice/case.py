@@ -115,7 +115,8 @@ def planned(target: str, given: list[str], model: str | None, task: str | None) 
     extra = [*given, *([f"model={model}"] if model else []), *([f"task={task}"] if task else [])]
     if Path(target).suffix in (".yaml", ".yml"):
         made = read_recipe(Path(target), extra)
-        return made, signs_of(made.data.train, made.task)
+        first = next(iter(made.each().values()))
+        return made, signs_of(first.data.train, first.task)
     signs = signs_of(target, task or "classify")
     if (signs.pairs or signs.preferences) and not task:
         return None, signs

@@ -21,7 +21,7 @@ from .shape import Shape
 REACH = 1.0  # at this distance a case counts e^-1/2 as much as one that is the same
 PRIOR = 0.5  # cases' worth of "all methods are equal": what few or far cases are drawn towards
 SCALES = {"rows": 1.5, "each": 1.5, "labels": 1.5, "tokens": 1.0, "skill": 0.25}  # what counts as one step away; of counts, natural logarithms
-LIKE = {"classify": "classify", "tag": "tag", "score": "classify", "generate": "generate", "embed": "embed"}
+LIKE = {"classify": "classify", "tag": "tag", "score": "classify", "generate": "generate", "embed": "embed", "several": "classify"}
 
 
 @dataclass(frozen=True)

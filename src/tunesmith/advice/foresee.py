@@ -13,6 +13,7 @@ import torch
 from .. import machine
 from ..core import Batch
 from ..dataset import Dataset
+from ..errors import Refusal
 from ..job import Job, assemble
 from ..progress import Reporter
 from ..recipe import Recipe
@@ -107,6 +108,8 @@ class Pace:
 
 def probe(recipe: Recipe, data: Dataset, found: Rehearsal, shared: Shared) -> float:
     """Seconds of the run, from three of its steps (the shortest, the middle and the longest), each taken twice. What they taught is thrown away."""
+    if data.parts:
+        raise Refusal("probe steps of several tasks", where="--probe", fix="leave it out; time is then estimated from a calibration of this machine")
     with shared.lent(recipe, data) as net:
         job = assemble(recipe, data, net, Reporter(quiet=True), shared)
         update, source = job.run.update, job.run.stream[0].train

@@ -8,7 +8,8 @@ from typing import Any
 
 from .. import machine
 from ..comparison.arms import EIGHT
-from ..dataset import Dataset, read_data
+from ..curriculum import read_all
+from ..dataset import Dataset
 from ..errors import Refusal
 from ..guide import GUIDE
 from ..progress import Reporter
@@ -70,7 +71,7 @@ def recommend(
     if made is None:
         case = Case(target, signs, wishes)
         return Advice(case, verdicts(case, {}), [], False)
-    data, shared = read_data(made), Shared(keeps=True) if probe else None
+    data, shared = read_all(made), Shared(keeps=True) if probe else None
     shape, resident = shape_of(data), machine.resident_memory()
     plans = {name: as_method(made, name) for name in EIGHT}
     rehearsals, refused = rehearsed(plans, data, reporter)
@@ -144,7 +145,7 @@ def remedies(plan: Recipe, data: Dataset, resident: int, room: float) -> dict[st
             continue
         try:
             made = recipe({**plan.plain(), **change})
-            needed = foresee.memory(rehearse(made, read_data(made) if key == "data.max_length" else data), resident)
+            needed = foresee.memory(rehearse(made, read_all(made) if key == "data.max_length" else data), resident)
         except Refusal:
             continue
         if needed <= room:

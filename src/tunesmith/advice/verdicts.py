@@ -124,6 +124,8 @@ def few(case: Case) -> tuple[str, float, list[str]]:
 
 
 def mix(case: Case) -> tuple[str, float, list[str]]:
+    if case.recipe and case.recipe.tasks:
+        return YES, 1.6, [f"{len(case.recipe.tasks)} tasks in one recipe; `tunesmith compare` also trains each alone, and names negative transfer"]
     if case.signs.groups and not case.wishes.over_time:
         return YES, 0.7, [f"the column {case.signs.groups[0]!r} names {case.signs.groups[1]} tasks or domains that can share one network"]
     if case.wishes.tasks > 1:

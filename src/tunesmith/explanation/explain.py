@@ -18,6 +18,9 @@ from ..networks.load import kind_of, load_config, load_tokenizer, origin
 from ..objectives import OBJECTIVES
 from ..recipe import recipe
 from ..recipe_yaml import Places, apply_overrides, closest
+from ..sources.streams import STREAMS
+from ..strategies import STRATEGIES
+from ..updates import UPDATES
 from . import svg, terminal
 from .figure import Figure, drawn
 
@@ -67,13 +70,25 @@ def explain(name: str, model: str = "minilm", options: Sequence[str] = (), task:
         known = sorted({*METHODS, *GUIDE, *OBJECTIVES})
         near = closest(name, known)
         raise Refusal(f"there is no row {name!r}", where="explain", fix=f"did you mean `{near}`?" if near else f"one of {', '.join(known)}")
+    if name in STREAMS:
+        return of_stream(name)
     here = OBJECTIVES.get(name)
     about = first_sentence(inspect.getdoc(here)) if here else ""
     facts = [about] if about and name in GUIDE else []
     facts += ["needs the columns " + ", ".join(sorted(here.needs))] if here and here.needs else []
     facts += ["options: " + ", ".join(f.name for f in fields(options_of(here)))] if here else []
-    facts += [] if here else ["this version of Tunesmith cannot train it yet"]
     return Explanation(name, GUIDE[name].kind if name in GUIDE else "objective", text_of(name), about, "", None, facts, [])
+
+
+def of_stream(name: str) -> Explanation:
+    """With the strategies against forgetting, where tasks come one after the other, and the updates that weigh tasks, where they come together."""
+    here = STREAMS[name]
+    about = first_sentence(inspect.getdoc(here))
+    listed = lambda rows: [f"  {key:12} {first_sentence(inspect.getdoc(row))}" for key, row in rows.items()]
+    facts = [about, "options: " + ", ".join(f.name for f in fields(here))]  # type: ignore[arg-type]
+    facts += ["", "strategies:", *listed(STRATEGIES)] if here.grows else []
+    facts += ["", "updates that weigh tasks:", *listed({key: row for key, row in UPDATES.items() if row.several})] if here.several and not here.grows else []
+    return Explanation(name, "stream", text_of(name), about, "", None, facts, [])
 
 
 def of_method(name: str, model: str, options: Sequence[str], task: str | None) -> Explanation:

@@ -14,11 +14,14 @@ from ..core import Batch, Counts, Network, Objective, Ragged, Signals, Terms
 from ..errors import Refusal
 from .contrast import Contrast
 
+MANY = 20  # labels
+
 
 class SetFit(Objective):
     """The body learns by contrast of labelled texts; the head is a softmax regression on their embeddings, fitted before the network is judged and at the end.
 
-    loss          pairwise: (cos - [same label])^2, half the weight on pairs of one label; or supcon, triplet (objectives/contrast.py)
+    loss          pairwise: (cos - [same label])^2, half the weight on pairs of one label; or supcon, triplet (objectives/contrast.py). auto: pairwise up to
+                  20 labels, supcon beyond (measured at 6 and at 77 labels, docs/LOG.md; the border between them is a guess)
     temperature   of supcon; margin: of triplet
     each          rows of a label that meet in a batch
 
@@ -35,7 +38,7 @@ class SetFit(Objective):
     def __init__(
         self,
         kind: str,
-        loss: Literal["pairwise", "supcon", "triplet"] = "pairwise",
+        loss: Literal["auto", "pairwise", "supcon", "triplet"] = "auto",
         temperature: Annotated[float, Gt(0)] | None = None,
         margin: Annotated[float, Gt(0)] | None = None,
         each: Annotated[int, Ge(2)] = 4,
@@ -43,9 +46,12 @@ class SetFit(Objective):
         super().__init__()
         if kind != "single":
             raise Refusal("`objective: setfit` and rows with several labels, or none", where="objective", fix="objective: supervised")
-        self.contrast, self.together = Contrast("grouped", loss, temperature, margin=margin), each
+        self.auto, self.together = loss == "auto", each
+        self.contrast = Contrast("grouped", "pairwise" if loss == "auto" else loss, temperature, margin=margin)
 
     def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
+        if self.auto and len(set(Batch(columns).numbers("label"))) > MANY:
+            self.contrast = Contrast("grouped", "supcon")
         self.contrast.accept(told_apart(Batch(columns)).columns, size)
 
     def read(self, net: Network, batch: Batch) -> Signals:

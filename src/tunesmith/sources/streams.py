@@ -174,7 +174,8 @@ class InTurn(Stream):
     def stages(self, sources: Mapping[str, Any], plan: Plan) -> list[Stage]:
         if plan.joint:
             mix, tables = mixed(sources, plan, None), [source.table for source in sources.values()]
-            steps = sum(plan.lengths([table], table.period)[0] for table in tables)
+            size = sum(table.size for table in tables)  # a batch of all, as large as a stage's would be
+            steps = sum(plan.lengths([table], -(-len(table.examples) // size))[0] for table in tables)
             one = len({table.task for table in tables}) == 1
             return [Stage("all at once", Union(mix) if one else mix, steps, mix.period, 1 if one else mix.width)]
         made = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..core import Delta, Listener, Network, Objective, Source
+from ..core import Delta, Listener, Network, Objective, Run, Source, Stage
 from ..updates import Form
 
 
@@ -15,11 +15,23 @@ class Strategy(Listener):
     What it remembers goes through `state`, `restore`, `tensors` and `recall`, as of any listener; parameters of past tasks, which grow with the network,
     are buffers of the objective that it made.
 
-    joins   all that would come one after the other comes at once: the upper bound
+    joins    all that would come one after the other comes at once: the upper bound
+    methods  those it works with; none named: all
+    tasks    the recipe's tasks it works with; none named: all
+    rows     it keeps rows of past stages, or asks about them again
+    apart    it needs a loss in which no row sees another
+    base     it asks the network as it was before it was tuned
+    anchors  it keeps old tasks by holding parameters or outputs alone, without one of their rows
     """
 
     paper: ClassVar[str] = ""
     joins: ClassVar[bool] = False
+    methods: ClassVar[tuple[str, ...]] = ()
+    tasks: ClassVar[tuple[str, ...]] = ()
+    rows: ClassVar[bool] = False
+    apart: ClassVar[bool] = False
+    base: ClassVar[bool] = False
+    anchors: ClassVar[bool] = False
 
     def source(self, source: Any, stage: int) -> tuple[Source, int]:
         """What is trained on in a stage, and how many batches a step has."""
@@ -34,3 +46,14 @@ class Strategy(Listener):
 
     def meet(self, net: Network, delta: Delta, kinds: Mapping[str, str]) -> None:
         """Called once, before the first step, and before `objective`; `kinds` of rows (see Task) by task. Raises Refusal where it makes no sense of these rows or this delta."""
+
+    def notes(self, growing: bool) -> list[str]:
+        """What the user should know. `growing`: labels come to a head that all parts share (class-incremental)."""
+        if not (growing and self.anchors):
+            return []
+        return ["a strategy without old rows does next to nothing where labels come to one head (van de Ven & Tolias 2019, table 4); replay or derpp does"]
+
+
+def number(run: Run, stage: Stage) -> int:
+    """Which stage of the run it is, counted from 0."""
+    return next(i for i, one in enumerate(run.stream) if one is stage)

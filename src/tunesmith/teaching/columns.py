@@ -43,7 +43,7 @@ def taught(source: Table | Enriched, setting: Setting) -> Answers | Written:
     learn, recipe, data = setting.objective, setting.recipe, setting.data
     assert isinstance(learn, Distil)
     names = frozenset(n for n in learn.needs if n.startswith("teacher"))
-    folder = Path(learn.cache or recipe.folder / "teacher").expanduser()
+    folder = Path(learn.cache or recipe.folder / "teacher").expanduser() / setting.part
     questions = [None if stored(name) else Question(recipe, data, learn, named(recipe, data, name)) for name in learn.teachers]
     places = [folder / str(i) if len(questions) > 1 else folder for i in range(len(questions))]
     examples = ids(data, learn.kind == "generate" or bool(names - {"teacher", "teacher_ids"}))

@@ -1,0 +1,140 @@
+"""Is what was learnt first still known at the end? CLINC150's 150 intents come domain by domain: every strategy between doing nothing and learning all at once.
+
+    TUNESMITH_DATA=... python benchmarks/proofs/continual.py --json found.jsonl               all cells; what the file has is not measured again
+    TUNESMITH_DATA=... python benchmarks/proofs/continual.py --methods head --stages 10       some of them
+
+Every cell is `tunesmith.run` on a recipe: MiniLM, 20 rows an intent, two epochs a stage, default rates, judged after each stage on 4 test rows an intent.
+Memories hold 500 rows; 32 of them a step, by derpp in two draws of 16.
+`task`: a head for each part, and whose a row is, is known; `class`: one head, to which intents come. `joint` is the upper bound, with as many steps in all.
+`resumed` stops a run in the middle of its third stage and takes it up again. docs/proofs.md has what it printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tunesmith.artifact import load
+from tunesmith.core import Listener
+from tunesmith.progress import Reporter
+from tunesmith.recipe import recipe
+from tunesmith.shared import Shared
+from tunesmith.train import Company, run
+
+Row = dict[str, Any]
+SOURCE = Path(os.environ.get("TUNESMITH_DATA", ".")) / "clinc150"
+STRATEGIES: dict[str, Row] = {
+    "naive": {}, "ewc": {}, "si": {}, "mas": {}, "lwf": {}, "agem": {}, "route": {}, "replay": {}, "der": {}, "derpp": {"batch": 16}, "olora": {}, "joint": {},
+}  # fmt: skip
+FEW = ("naive", "ewc", "replay", "derpp", "joint")  # where a run is dear
+CELLS = {
+    "head": (tuple(s for s in STRATEGIES if s != "olora"), (5, 10)),
+    "lora": (tuple(STRATEGIES), (5,)),
+    "adapter": (FEW, (5,)),
+    "full": (FEW, (5,)),
+}  # method -> strategies, stages
+
+
+def rows(part: str, each: int) -> list[Row]:
+    """So many rows of each intent, with its domain; intents of a domain follow each other."""
+    above = {intent: domain for domain, intents in json.loads((SOURCE / "domains.json").read_text()).items() for intent in intents}
+    of: dict[str, list[str]] = defaultdict(list)
+    for text, intent in json.loads((SOURCE / "data_full.json").read_text())[part]:
+        of[intent].append(text)
+    return [{"text": text, "label": intent, "domain": domain} for intent, domain in above.items() for text in of[intent][:each]]
+
+
+def made(work: Path, method: str, strategy: str, scenario: str, stages: int, **options: Any) -> Row:
+    return {
+        "model": "minilm", "task": "classify", "data": {"train": str(work / "train.jsonl"), "eval": str(work / "test.jsonl")}, "method": method,
+        "stream": {"kind": "sequence", "by": "domain", "into": stages, "scenario": scenario}, "strategy": {"kind": strategy, **STRATEGIES[strategy], **options},
+        "budget": {"epochs": 2}, "checkpoint": {"every": 10**6}, "dtype": "bf16", "threads": 1, "out": str(work / f"{method}-{strategy}-{scenario}-{stages}"),
+    }  # fmt: skip
+
+
+def cell(work: Path, shared: Shared, *key: Any, **options: Any) -> Row:
+    began = time.process_time()
+    record = run(recipe(made(work, *key, **options)), Reporter(quiet=True), company=Company(shared=shared)).record
+    told = record["sequence"]
+    return {"acc": record["after"]["accuracy"], "bwt": told.get("bwt"), "forgetting": told.get("forgetting"), "matrix": told["matrix"],
+            "seconds": round(time.process_time() - began, 1), "steps": record["steps"]}  # fmt: skip
+
+
+class Cut(Listener):
+    """The power goes after so many steps."""
+
+    def __init__(self, steps: int):
+        self.left = steps
+
+    def step(self, run: Any, record: Any) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def resumed(work: Path, shared: Shared, strategy: str) -> Row:
+    """Whether a run that was stopped in the middle of its third stage ends with the same matrix and the same bits."""
+    whole, parts = ({**made(work, "lora", strategy, "class", 5), "out": str(work / name), "checkpoint": {"every": 20}} for name in ("whole", "parts"))
+    one = run(recipe(whole), Reporter(quiet=True), company=Company(shared=shared))
+    try:
+        run(recipe(parts), Reporter(quiet=True), company=Company(shared=shared, listeners=[Cut(one.record["steps"] // 2)]))
+    except KeyboardInterrupt:
+        two = run(recipe(parts), Reporter(quiet=True), company=Company(shared=shared))
+    a, b = (load(r.folder).delta.state_dict() for r in (one, two))
+    return {"acc": one.record["after"]["accuracy"], "identical": one.record["sequence"] == two.record["sequence"] and all(torch.equal(a[n], b[n]) for n in a)}
+
+
+def shown(found: dict[str, Row]) -> None:
+    for scenario, stages in (("task", 5), ("class", 5), ("task", 10), ("class", 10)):
+        table = Table(title=f"{scenario}-incremental, {stages} stages: ACC (BWT)")
+        methods = [m for m, (_, some) in CELLS.items() if stages in some]
+        for name in ("strategy", *methods):
+            table.add_column(name)
+        for strategy in STRATEGIES:
+            at = [found.get(f"{method} {strategy} {scenario} {stages}") for method in methods]
+            table.add_row(strategy, *("" if r is None else f"{r['acc']:.3f}" + ("" if r["bwt"] is None else f" ({r['bwt']:+.3f})") for r in at))
+        Console(width=120).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    split = lambda text: text.split(",")
+    parser.add_argument("--methods", type=split, default=list(CELLS))
+    parser.add_argument("--strategies", type=split, default=list(STRATEGIES))
+    parser.add_argument("--scenarios", type=split, default=["class", "task"])
+    parser.add_argument("--stages", type=lambda text: [int(n) for n in text.split(",")], default=[5, 10])
+    parser.add_argument("--json", type=Path, default=Path(tempfile.gettempdir()) / "continual.jsonl", help="what was found, a line a cell")
+    args = parser.parse_args()
+    found = dict(json.loads(line) for line in args.json.read_text().splitlines()) if args.json.exists() else {}
+    shared = Shared(keeps=True)
+    with tempfile.TemporaryDirectory() as folder, args.json.open("a") as f:
+        work = Path(folder)
+        for part, each in (("train", 20), ("test", 4)):
+            (work / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(part, each)))
+        keys = [
+            (m, s, c, n) for m in args.methods for n in CELLS[m][1] if n in args.stages for c in args.scenarios for s in CELLS[m][0] if s in args.strategies
+        ]
+        for key in keys:
+            if (name := " ".join(map(str, key))) not in found:
+                found[name] = cell(work, shared, *key)
+                f.write(json.dumps([name, found[name]]) + "\n")
+                f.flush()
+        if "resumed" not in found and "lora" in args.methods:
+            found["resumed"] = resumed(work, shared, "derpp")
+            f.write(json.dumps(["resumed", found["resumed"]]) + "\n")
+    shown(found)
+    Console().print(found.get("resumed", ""))
+
+
+if __name__ == "__main__":
+    main()

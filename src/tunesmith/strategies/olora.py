@@ -1,0 +1,103 @@
+"""O-LoRA: each stage has directions of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from ..core import Delta, Network, Objective, Run, Source, Stage
+from ..errors import Refusal
+from ..updates import Form
+from .around import Once, Then
+from .strategy import Strategy, number
+
+
+class Orthogonal(Once):
+    """`penalty`: strength x sum over layers and past stages k of |A_k A_t^T|, entry by entry, t the present stage."""
+
+    def __init__(self, inner: Objective, strength: float, downs: Mapping[str, nn.Parameter]):
+        super().__init__(inner)
+        self.strength, self.downs, self.now = strength, dict(downs), slice(0, 0)
+
+    @property
+    def holds(self) -> bool:
+        return self.now.start > 0
+
+    def penalty(self) -> Tensor:
+        parts = [(a[: self.now.start].detach() @ a[self.now].T).abs().sum() for a in self.downs.values()]
+        return self.strength * torch.stack(parts).sum()
+
+
+@dataclass
+class OLoRA(Strategy):
+    """The LoRA's rank is cut into blocks, one a stage. A stage moves its own block; those of past stages are frozen to the bit, and its A is kept
+    orthogonal to theirs (Wang et al. 2023, equations 7 and 8). All blocks add up, so the artifact is one plain LoRA.
+
+    strength  lambda_1 of the sum over layers, which grows with their number and with the square of a block's rank
+    room      stages that the rank is cut for; None: as many as the sequence has. `method.rank` / room is the rank of a stage, and alpha / rank its scale
+    """
+
+    strength: Annotated[float, Ge(0)] = 0.5
+    room: Annotated[int, Ge(2)] | None = None
+
+    paper: ClassVar[str] = "Wang et al. 2023, https://arxiv.org/abs/2310.14152"
+    methods: ClassVar[tuple[str, ...]] = ("lora",)
+    anchors: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self.stages = 0
+        self.now = slice(0, 0)
+        self.rest: dict[str, Tensor] = {}
+
+    def meet(self, net: Network, delta: Delta, kinds: Mapping[str, str]) -> None:
+        self.params = {n: p for n, p in delta.parameters().items() if n.endswith((".lora.A", ".lora.B"))}
+        if odd := [n for n in delta.added if n.endswith((".lora.m", ".lora.A0"))]:
+            which = "dora" if odd[0].endswith("m") else "start: pissa"
+            raise Refusal(f"`strategy: olora` and `{which}`, whose change is no sum over the rank", where="method", fix="plain lora")
+        self.rank = min(len(p) for n, p in self.params.items() if n.endswith("A"))
+
+    def source(self, source: Any, stage: int) -> tuple[Source, int]:
+        self.stages = stage + 1
+        if (self.room or self.stages) > self.rank:
+            raise Refusal(
+                f"a LoRA of rank {self.rank} for {self.room or self.stages} stages", where="method.rank", fix=f"rank: {8 * (self.room or self.stages)}"
+            )
+        if self.room and self.stages > self.room:
+            raise Refusal(f"room for {self.room} stages, and there are more", where="strategy.room", fix="leave `room` out, or a larger one")
+        return source, 1
+
+    def objective(self, learn: Objective) -> Objective:
+        self.learn = Orthogonal(learn, self.strength, {n: p for n, p in self.params.items() if n.endswith("A")})
+        return self.learn if self.strength else learn
+
+    def begin(self, run: Run, stage: Stage) -> None:
+        width = self.rank // (self.room or self.stages)
+        self.now = self.learn.now = slice(number(run, stage) * width, (number(run, stage) + 1) * width)
+        self.rest = {n: p.detach().clone() for n, p in self.params.items()}
+
+    def form(self, form: Form) -> Form:
+        return Then(form, self.rest_others)
+
+    def rest_others(self) -> None:
+        for n, p in self.params.items():
+            for other in self.others(n, p.grad):
+                other.zero_()
+
+    def others(self, name: str, x: Tensor | None) -> tuple[Tensor, ...]:
+        """Views of the blocks of other stages: rows of A, columns of B."""
+        if x is None:
+            return ()
+        rows = x if name.endswith("A") else x.T
+        return rows[: self.now.start], rows[self.now.stop :]
+
+    @torch.no_grad()
+    def step(self, run: Run, record: Mapping[str, float]) -> None:
+        """What rests is not decayed either."""
+        for n, p in self.params.items():
+            for here, was in zip(self.others(n, p.data), self.others(n, self.rest[n]), strict=True):
+                here.copy_(was)
