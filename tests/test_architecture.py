@@ -36,7 +36,7 @@ ALLOWED = {
     "construct": {"errors", "recipe_yaml"},
     "sections": set(),
     "strategies": {*UNDER, *SIBLINGS},
-    "contradictions": {*UNDER, *SIBLINGS, "construct", "recipe", "recipe_yaml", "sections"},
+    "contradictions": {*UNDER, *SIBLINGS, "construct", "recipe", "recipe_yaml", "sections", "strategies"},
     "recipe": {*UNDER, *SIBLINGS, "aliases", "construct", "contradictions", "recipe_yaml", "sections", "strategies"},
     "machine": set(),
     "hub": set(),
