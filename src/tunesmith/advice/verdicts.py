@@ -148,7 +148,7 @@ def contrast(case: Case) -> tuple[str, float, list[str]]:
     if case.task == "score":
         return MAYBE, 0.6, ["scored pairs of texts: an embedder trained on them (CoSENT) can be searched with"]
     if case.shape and case.shape.labels > 1 and case.each <= FEW and case.kind == "encoder":
-        seen = SETFIT if case.shape.labels <= MANY else "objective: setfit; with as many labels a linear probe was better where it was measured"
+        seen = SETFIT if case.shape.labels <= MANY else "objective: setfit; with as many labels it was no better than a linear probe where it was measured"
         return MAYBE, 0.7, [f"{case.each:.0f} rows a label make many more pairs: {seen}"]
     return NO, 0.1, ["no pairs, and enough labels"]
 
