@@ -111,6 +111,19 @@ def test_fixed_weights_are_the_tasks_own(work, tmp_path):
     assert record["norm"] != plain["norm"]
 
 
+@pytest.mark.parametrize("update", ["pcgrad", "famo"])
+def test_units_are_those_of_the_whole_step(work, tmp_path, update):
+    """`mean: global` divides each task by the units of all, also where tasks are taken one after the other."""
+    logs = []
+    for kind in ("descend", update):
+        made = several(work, tmp_path / kind, "classify", "tag", update=kind, stream={"kind": "mix", "mean": "global"}, budget={"steps": 1}, dropout=0.0)
+        for task in made["tasks"].values():
+            task["head"] = {"dropout": 0.0}
+        run(recipe(made), QUIET)
+        logs.append(journal(tmp_path / kind)[0])
+    assert {k: logs[1][k] for k in ("classify", "tag", "loss")} == pytest.approx({k: logs[0][k] for k in ("classify", "tag", "loss")}, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

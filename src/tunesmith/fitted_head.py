@@ -18,7 +18,7 @@ from .parallel import told
 if TYPE_CHECKING:
     from .job import Job
 
-PENALTY = 1.0  # C, on embeddings of length 1: scikit-learn's, and so SetFit's
+PENALTY = 10.0  # C, on embeddings of length 1; at scikit-learn's 1, which is SetFit's, many classes lose a point or two (docs/LOG.md)
 NEVER = -1e9  # bias of a class without a row, which no embedding outweighs
 
 

@@ -9,7 +9,8 @@ from ..guide import GUIDE
 from .case import Case
 from .evidence import Expectation
 
-SETFIT = "contrast the body, then fit a head (objective: setfit), the best route where it was measured, at 8 rows a label (docs/proofs.md)"
+SETFIT = "contrast the body, then fit a head (objective: setfit): the best route where it was measured, on six labels of 8 rows (docs/proofs.md)"
+MANY = 20  # labels; measured on 6 and on 77, the border is a guess
 FEW = 16  # rows a label under which every choice is dominated by the draw
 YES, MAYBE, NO = "yes", "maybe", "no"
 
@@ -119,7 +120,7 @@ def few(case: Case) -> tuple[str, float, list[str]]:
         return NO, 0.1, ["nothing is classified"]
     if case.each <= FEW or case.shape.rarest <= 4:
         why = [f"{case.each:.0f} rows a label, {case.shape.rarest} of the rarest: one draw is noise, judge over several"]
-        return YES, 0.9, why + ([SETFIT] if case.kind == "encoder" and case.shape.labels > 1 else [])
+        return YES, 0.9, why + ([SETFIT] if case.kind == "encoder" and 1 < case.shape.labels <= MANY else [])
     return NO, 0.1, [f"{case.each:.0f} rows a label are not few"]
 
 
@@ -148,8 +149,9 @@ def contrast(case: Case) -> tuple[str, float, list[str]]:
         return YES, 1.6, ["pairs that belong together, and no labels"]
     if case.task == "score":
         return MAYBE, 0.6, ["scored pairs of texts: an embedder trained on them (CoSENT) can be searched with"]
-    if case.shape and case.shape.labels and case.each <= FEW and case.kind == "encoder":
-        return MAYBE, 0.7, [f"{case.each:.0f} rows a label make many more pairs: {SETFIT}"]
+    if case.shape and case.shape.labels > 1 and case.each <= FEW and case.kind == "encoder":
+        seen = SETFIT if case.shape.labels <= MANY else "objective: setfit; with as many labels it was no better than a linear probe where it was measured"
+        return MAYBE, 0.7, [f"{case.each:.0f} rows a label make many more pairs: {seen}"]
     return NO, 0.1, ["no pairs, and enough labels"]
 
 
