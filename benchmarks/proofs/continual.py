@@ -6,12 +6,13 @@
 Every cell is `tunesmith.run` on a recipe: MiniLM, 20 rows an intent, two epochs a stage, default rates, judged after each stage on 4 test rows an intent.
 Memories hold 500 rows; 32 of them a step, by derpp in two draws of 16.
 `task`: a head for each part, and whose a row is, is known; `class`: one head, to which intents come. `joint` is the upper bound, with as many steps in all.
-`resumed` stops a run in the middle of its third stage and takes it up again. docs/proofs.md has what it printed.
+`dealt`, a control, is replay with the labels of its memory dealt out anew. `resumed` stops a run in the middle of its third stage and takes it up again. docs/proofs.md has what it printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import tempfile
@@ -29,12 +30,13 @@ from tunesmith.core import Listener
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
 from tunesmith.shared import Shared
+from tunesmith.strategies.replay import Replay
 from tunesmith.train import Company, run
 
 Row = dict[str, Any]
 SOURCE = Path(os.environ.get("TUNESMITH_DATA", ".")) / "clinc150"
 STRATEGIES: dict[str, Row] = {
-    "naive": {}, "ewc": {}, "si": {}, "mas": {}, "lwf": {}, "agem": {}, "route": {}, "replay": {}, "der": {}, "derpp": {"batch": 16}, "olora": {}, "joint": {},
+    "naive": {}, "ewc": {}, "si": {}, "mas": {}, "lwf": {}, "agem": {}, "route": {}, "replay": {}, "der": {}, "derpp": {"batch": 16}, "olora": {}, "dealt": {}, "joint": {},
 }  # fmt: skip
 FEW = ("naive", "ewc", "replay", "derpp", "joint")  # where a run is dear
 CELLS = {
@@ -54,17 +56,29 @@ def rows(part: str, each: int) -> list[Row]:
     return [{"text": text, "label": intent, "domain": domain} for intent, domain in above.items() for text in of[intent][:each]]
 
 
-def made(work: Path, method: str, strategy: str, scenario: str, stages: int, **options: Any) -> Row:
+def made(work: Path, method: str, strategy: str, scenario: str, stages: int) -> Row:
     return {
         "model": "minilm", "task": "classify", "data": {"train": str(work / "train.jsonl"), "eval": str(work / "test.jsonl")}, "method": method,
-        "stream": {"kind": "sequence", "by": "domain", "into": stages, "scenario": scenario}, "strategy": {"kind": strategy, **STRATEGIES[strategy], **options},
-        "budget": {"epochs": 2}, "checkpoint": {"every": 10**6}, "dtype": "bf16", "threads": 1, "out": str(work / f"{method}-{strategy}-{scenario}-{stages}"),
+        "stream": {"kind": "sequence", "by": "domain", "into": stages, "scenario": scenario}, "strategy": {"kind": strategy, **STRATEGIES[strategy]},
+        "budget": {"epochs": 2}, "checkpoint": {"every": 10**6}, "dtype": "bf16", "threads": 1,
     }  # fmt: skip
 
 
-def cell(work: Path, shared: Shared, *key: Any, **options: Any) -> Row:
+class Dealt(Listener):
+    """The control: labels of the memory are dealt out anew, so that old texts are replayed and what they mean is not."""
+
+    def end(self, run: Any, stage: Any) -> None:
+        memory = next(one.memory for one in run.listeners if isinstance(one, Replay))
+        for key, batch in memory.held.items():
+            order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(7))
+            memory.held[key] = batch.plus(label=batch["label"][order])
+
+
+def cell(work: Path, shared: Shared, method: str, strategy: str, scenario: str, stages: int) -> Row:
     began = time.process_time()
-    record = run(recipe(made(work, *key, **options)), Reporter(quiet=True), company=Company(shared=shared)).record
+    made_of, guests = ("replay", [Dealt()]) if strategy == "dealt" else (strategy, [])
+    given = {**made(work, method, made_of, scenario, stages), "out": str(work / f"{method}-{strategy}-{scenario}-{stages}")}
+    record = run(recipe(given), Reporter(quiet=True), company=Company(shared=shared, listeners=guests)).record
     told = record["sequence"]
     return {"acc": record["after"]["accuracy"], "bwt": told.get("bwt"), "forgetting": told.get("forgetting"), "matrix": told["matrix"],
             "seconds": round(time.process_time() - began, 1), "steps": record["steps"]}  # fmt: skip
@@ -85,11 +99,11 @@ class Cut(Listener):
 def resumed(work: Path, shared: Shared, method: str, strategy: str) -> Row:
     """Whether a run that was stopped in the middle of its third stage ends with the same matrix and the same bits."""
     whole, parts = ({**made(work, method, strategy, "class", 5), "out": str(work / name), "checkpoint": {"every": 20}} for name in ("whole", "parts"))
-    one = run(recipe(whole), Reporter(quiet=True), company=Company(shared=shared))
-    try:
-        run(recipe(parts), Reporter(quiet=True), company=Company(shared=shared, listeners=[Cut(one.record["steps"] // 2)]))
-    except KeyboardInterrupt:
-        two = run(recipe(parts), Reporter(quiet=True), company=Company(shared=shared))
+    until = lambda steps: Company(shared=shared, listeners=[Cut(steps)])
+    one = run(recipe(whole), Reporter(quiet=True), company=until(10**9))
+    with contextlib.suppress(KeyboardInterrupt):
+        run(recipe(parts), Reporter(quiet=True), company=until(one.record["steps"] // 2))
+    two = run(recipe(parts), Reporter(quiet=True), company=until(10**9))
     a, b = (load(r.folder).delta.state_dict() for r in (one, two))
     return {"acc": one.record["after"]["accuracy"], "identical": one.record["sequence"] == two.record["sequence"] and all(torch.equal(a[n], b[n]) for n in a)}
 
