@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,18 @@ from safetensors.torch import load_file
 
 from .checkpoint import Content, write_file
 from .construct import build, without_kind
-from .core import Batch, Delta, Method, Ragged
+from .core import Batch, Delta, Method, Objective, Ragged
 from .errors import Refusal, Storage
 from .methods import METHODS
 from .networks.decode import Sampling
 from .networks.load import HeadSpec, Origin, add_head, load_network, load_tokenizer, origin
 from .networks.precision import DTYPES
 from .networks.transformer import Transformer
+from .objectives import OBJECTIVES
 from .peft_format import from_peft, to_peft
 from .predicting import PREDICT
+from .prompting.reading import from_plain
+from .prompting.readable import FILES, handed_out
 from .sentence_format import sentence_files
 from .sources.text.encode import Reader
 from .sources.text.task import Task
@@ -49,6 +52,7 @@ class Description:
     dtype: str
     kernel: str
     format: int = FORMAT
+    objective: Mapping[str, Any] = field(default_factory=dict)  # where it is needed to answer
 
 
 def save_artifact(
@@ -99,9 +103,14 @@ def stored(folder: Path, net: Transformer, method: Method) -> dict[str, torch.Te
     return state
 
 
-def describe(folder: Path) -> Description:
+def folder_of(run: str | Path) -> Path:
+    """The artifact of a run's folder, or the folder itself."""
+    return Path(run) / "artifact" if (Path(run) / "artifact").is_dir() else Path(run)
+
+
+def describe(folder: str | Path) -> Description:
     """Raises Refusal where the folder holds no artifact, or one of a later version."""
-    folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
+    folder = folder_of(folder)
     try:
         about = json.loads((folder / "tunesmith.json").read_text())
     except (OSError, ValueError) as e:
@@ -121,6 +130,7 @@ class Tuned:
     about: Description
     task: Task
     reader: Reader
+    learn: Objective | None = None  # where answers are read off the vocabulary
 
     def predict(self, texts: Sequence[Any], *, sampling: Sampling | None = None, batch: int = 8192) -> list[dict[str, Any]]:
         """One record a text: a string, a [text, pair] for pair tasks and rewards, or a list of messages."""
@@ -134,11 +144,11 @@ def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> 
     """The tuned network of a run's folder, at rest. `quantised=False` loads a full-precision base under a delta that was trained on 4 bits."""
     folder = Path(folder)
     about = describe(folder)
-    folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
+    folder = folder_of(folder)
     task = Task(**{**about.task, "labels": tuple(about.task["labels"])})
     source = origin(about.model["name"], about.model["revision"], about.model["bits"] if quantised else None, about.model.get("blocks"))
     tokenizer = load_tokenizer(Origin(str(folder), str(folder)))
-    net = load_network(source, generates=task.name == "generate", pool=about.pool, device=device, tokenizer=tokenizer)  # type: ignore[arg-type]
+    net = load_network(source, generates=task.name == "generate", worded=bool(about.objective), pool=about.pool, device=device, tokenizer=tokenizer)  # type: ignore[arg-type]
     net.labels = task.labels
     if task.outputs:
         add_head(net, task.name, HeadSpec(task.outputs, **about.head), 0)
@@ -147,7 +157,17 @@ def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> 
     delta.load_state_dict(stored(folder, net, method))
     net.compute, net.room.kernel = DTYPES[about.dtype], about.kernel
     delta.cast(net.compute)
-    return Tuned(net.eval(), delta, method, about, task, Reader(tokenizer, **about.reader))
+    reader = from_plain(tokenizer, about.reader, device)
+    return Tuned(net.eval(), delta, method, about, task, reader, objective_of(folder, about, task, net) if about.objective else None)
+
+
+def objective_of(folder: Path, about: Description, task: Task, net: Transformer) -> Objective:
+    """What a run was judged by, with what it learnt for itself."""
+    made = OBJECTIVES[about.objective["kind"]](task.kind, **without_kind(about.objective))
+    made.to(net.device).meet(net)
+    if (folder / "objective.safetensors").exists():
+        made.load_state_dict(load_file(folder / "objective.safetensors"))
+    return made
 
 
 # ------------------------------------------------------------------------------------------------ export
@@ -157,6 +177,9 @@ def export(folder: str | Path, out: Path) -> list[str]:
     """A plain Hugging Face model with the change folded in; the head beside it, as `head.safetensors`; of an embedder, a folder that
     sentence-transformers loads. Loaded again and compared.
     """
+    about, kept = describe(folder), folder_of(folder)
+    if (kept / FILES[0]).exists():
+        return handed_out(kept, out)
     tuned = load(folder, quantised=False)
     if not tuned.method.merges:
         raise Refusal(
@@ -181,7 +204,7 @@ def export(folder: str | Path, out: Path) -> list[str]:
     if tuned.task.name == "embed":
         for name, content in sentence_files(net.anatomy.width, net.pool, tuned.reader).items():
             write_file(out / name, content)
-    again = load_network(Origin(str(out), str(out)), generates=tuned.task.name == "generate", pool=net.pool)  # type: ignore[arg-type]
+    again = load_network(Origin(str(out), str(out)), generates=tuned.task.name == "generate", worded=bool(about.objective), pool=net.pool)  # type: ignore[arg-type]
     with torch.no_grad():
         gap = float((again.states(probe).values - before).abs().max())
     if gap > 1e-4 * float(before.abs().max()):
@@ -190,8 +213,8 @@ def export(folder: str | Path, out: Path) -> list[str]:
             why="the published class dropped or changed a weight",
             fix="keep the artifact instead",
         )
-    about = {**asdict(tuned.about), "exported": True, "largest_difference": gap}
-    write_file(out / "tunesmith.json", json.dumps(about, indent=2, ensure_ascii=False).encode())
+    written = {**asdict(tuned.about), "exported": True, "largest_difference": gap}
+    write_file(out / "tunesmith.json", json.dumps(written, indent=2, ensure_ascii=False).encode())
     return sorted(p.name for p in out.iterdir())
 
 

@@ -20,6 +20,8 @@ from .networks.transformer import Transformer
 from .parallel import told
 from .predicting import write
 from .progress import Reporter
+from .prompting.asking import judge as in_words
+from .prompting.asking import searching
 from .recipe import Recipe, objective
 from .reference import other_reference, others, reference
 from .reinforcement import foreseen as playable
@@ -35,7 +37,7 @@ from .sources.witness import Witness
 from .teaching.columns import foreseen as teachable
 from .teaching.columns import taught
 from .teaching.written import Written
-from .updates import UPDATES, Descend
+from .updates import UPDATES, Descend, Search
 
 Rows = Table | Features | Witness | Answers | Written  # a table, as it is or with more columns
 Stream = Rows | Rollouts  # what is trained on
@@ -77,9 +79,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     setting = Setting(recipe, data, net, delta, learn, reporter, shared)
     source = enriched(above.cached("train", table), learn.needs, setting)
     stage = Stage("train", source, *lengths(recipe, table, source.period))
-    u = recipe.update
-    rate, form = u.rate or default_rate(method, net, learn), UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
-    run = Run(net, delta, learn, [stage], Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
+    run = Run(net, delta, learn, [stage], MOVERS[method.update](setting), seed=recipe.seed)
     probed = JUDGES.get(recipe.objective["kind"], by_labels)
     probes = [probed(part, enriched(above.of(part), learn.judges, setting), setting) if part else None for part in (data.eval, data.test)]
     said = NOTES[recipe.objective["kind"]](recipe, learn, stage.steps) if recipe.objective["kind"] in NOTES else []
@@ -91,8 +91,9 @@ def agreed(recipe: Recipe, data: Dataset) -> Objective:
     learn = objective(data.task.kind, recipe.objective)
     learn.accept(data.train.encoded.columns, recipe.update.batch)
     if recipe.built_method().needs_head and not data.task.outputs and recipe.task != "generate":
+        what = f"objective: {recipe.objective['kind']}" if learn.rows else f"task: {recipe.task}"
         raise Refusal(
-            f"`method: {recipe.method['kind']}` and `task: {recipe.task}`, which has no head: nothing would move",
+            f"`method: {recipe.method['kind']}` and `{what}`, which has no head: nothing would move",
             where="method",
             fix="method: lora, layers or bitfit",
         )
@@ -136,12 +137,22 @@ ADDED: dict[str, Callable[[Any, Setting], Stream]] = {  # column -> the source t
     "reference": reference,
     "teacher": taught,
 }
-JUDGES: dict[str, Callable[[Part, Any, Setting], Probe]] = {"reinforce": judge}  # objective -> how its runs are judged, where not by labels
+JUDGES: dict[str, Callable[[Part, Any, Setting], Probe]] = {"reinforce": judge, "cloze": in_words}  # objective -> how its runs are judged, where not by labels
 FORESEEN: dict[str, Callable[[Recipe, Dataset, Any], None]] = {
     "advantage": playable,
     "teacher": teachable,
 }  # column -> what can be refused before weights are loaded
 NOTES: dict[str, Callable[[Recipe, Any, int], list[str]]] = {"reinforce": notes}
+
+
+def descending(setting: Setting) -> Descend:
+    u, learn = setting.recipe.update, setting.objective
+    rate = u.rate or default_rate(setting.recipe.built_method(), setting.net, learn)
+    form = UPDATES[u.kind or ("gradcache" if learn.whole else "descend")]
+    return Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form)
+
+
+MOVERS: dict[str, Callable[[Setting], Descend | Search]] = {"descend": descending, "search": searching}  # a method's update -> what moves it
 
 
 def default_rate(method: Method, net: Transformer, learn: Objective) -> float:
@@ -192,7 +203,7 @@ class Above:
         if floor == 0 or not (self.net.skips or floor == depth) or self.net.anatomy.kind == "seq2seq":
             self.shared.states.clear()
             return table
-        pooled = floor == depth and self.data.task.name in ("classify", "score")
+        pooled = floor == depth and self.data.task.outputs > 0 and self.data.task.name in ("classify", "score")
         store = self.shared.store(part, self.data, self.net, floor, pooled)
         return Features(table, floor, pooled, bar_of(self.reporter, "frozen blocks, once"), store)
 
@@ -219,6 +230,8 @@ def bar_of(reporter: Reporter, what: str) -> Callable[[int, int], None]:
 def lengths(recipe: Recipe, table: Table, period: int) -> tuple[int, int]:
     """Steps in all, and an epoch. Default: the stream's steps, or three epochs. A time budget ends the run itself; its steps are only a bound."""
     b = recipe.budget
+    if own := recipe.built_method().steps:
+        return min(own, b.steps or own), own  # judged at both ends
     unsaid = not (b.epochs or b.examples or b.tokens or b.minutes)
     if steps := b.steps or (recipe.built_stream().steps if unsaid else None):
         return steps, period
@@ -243,6 +256,7 @@ def references(part: Part, kind: str) -> list[Any]:
     ways = {
         "single": lambda e: e.labels[0],
         "multi": lambda e: e.labels,
+        "cloze": lambda e: e.labels[0],
         "score": lambda e: e.score,
         "tag": lambda e: list(e.tags),
         "generate": lambda e: e.turns[-1].content if isinstance(e, Dialogue) else e.text,

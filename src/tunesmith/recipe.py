@@ -16,6 +16,7 @@ from .construct import at, build, options, strict, without_kind
 from .core import Method, Objective
 from .errors import Refusal
 from .methods import METHODS
+from .handed import from_file, handed_on
 from .objectives import OBJECTIVES
 from .recipe_yaml import Places, apply_overrides, closest, load_yaml
 from .sources.kinds import SOURCES
@@ -190,6 +191,7 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
     for key, inner in SHORT.items():
         if isinstance(found.get(key), str):
             found[key] = {inner: found[key]}
+    in_words(found, places)
     if isinstance(found.get("data"), str):
         found["data"] = {"train": found["data"]} | ({"eval": found["data"]} if found["data"] in ("desk", "play") else {})
     for key in ("model", "task", "data"):
@@ -205,6 +207,16 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
     made = build(Recipe, found, "", places)
     contradictions(made, places)
     return replace(made, dropout=0.0) if made.dropout is None and OBJECTIVES[made.objective["kind"]].still else made
+
+
+def in_words(found: dict[str, Any], places: Places | None) -> None:
+    """What a file says of a prompt, and what a method hands on to its objective, is said by the objective."""
+    for section in ("method", "objective"):
+        if isinstance(found.get(section), Mapping):
+            found[section] = from_file(dict(found[section]), places)
+    row = METHODS.get(str(found["method"].get("kind"))) if isinstance(found.get("method"), Mapping) else None
+    if row and row.implies:
+        handed_on(found, row.implies, row.hands_on)
 
 
 def from_aliases(data: dict[str, Any], places: Places | None) -> dict[str, Any]:
@@ -245,10 +257,14 @@ def kinds(data: Mapping[str, Any], places: Places | None) -> None:
 def contradictions(r: Recipe, places: Places | None) -> None:
     """Keys that are right one by one and wrong together."""
     limits = [k for k, v in asdict(r.budget).items() if v is not None]
-    learn = OBJECTIVES[r.objective["kind"]]
+    learn, moves = OBJECTIVES[r.objective["kind"]], METHODS[r.method["kind"]]
     serving = [name for name, row in OBJECTIVES.items() if r.task in row.tasks]
     checks: list[tuple[bool, str, str, str]] = [
         (r.task not in learn.tasks, "objective", f"`objective: {r.objective['kind']}` and `task: {r.task}`", f"objective: {' or '.join(serving)}; else task: {' or '.join(learn.tasks)}"),
+        (bool(moves.implies) and r.objective["kind"] not in moves.implies.values(), "objective", f"`method: {r.method['kind']}`, which has no parameters, and `objective: {r.objective['kind']}`", f"objective: {next(iter(moves.implies.values()), '')}, with task: {next(iter(moves.implies), '')}"),
+        (not moves.learns and r.objective.get("verbaliser", "manual") != "manual", "objective.verbaliser", f"`verbaliser: {r.objective.get('verbaliser')}`, which has parameters to learn, and `method: {r.method['kind']}`, which learns none", "verbaliser: manual, or another method"),
+        (not moves.learns and bool(r.update.kind), "update.kind", f"`update: {r.update.kind}` and `method: {r.method['kind']}`, which has no gradient", "leave it out: candidates are searched"),
+        (bool(learn.rows) and r.head != HeadOptions(), "head", f"`head` and `objective: {r.objective['kind']}`: words of the vocabulary are the classes", "leave `head` out"),
         (learn.whole and r.update.kind == "descend", "update.kind", f"`update: descend` and `objective: {r.objective['kind']}`, in which all rows of a batch see each other", "update: gradcache"),
         (len(limits) > 1, f"budget.{limits[-1] if limits else ''}", f"two budgets: {' and '.join(limits)}", "keep one of them"),
         (r.built_stream().draws and (r.evaluate.patience > 0 or bool(r.evaluate.best)), "evaluate", f"choosing on the rows that judge, and `stream: {r.stream['kind']}`: they are more than those to learn from", "leave `patience` and `best` out"),
@@ -280,7 +296,7 @@ def vocabulary() -> dict[str, list[str]]:
         "objectives": list(OBJECTIVES),
         "sources": list(SOURCES),
         "streams": list(STREAMS),
-        "updates": list(UPDATES),
+        "updates": [*UPDATES, *(row.update for row in METHODS.values() if not row.learns)],
         "tasks": list(TASKS),
     }
 

@@ -13,6 +13,7 @@ from .dataset import Part, asked
 from .evaluate.evaluate import Outcome
 from .job import Job, references
 from .listeners import Clock, Evaluate
+from .prompting.asking import final
 from .recipe import Recipe
 from .shared import head_spec
 
@@ -35,11 +36,12 @@ def predictions(part: Part, after: Outcome) -> str:
 
 
 def description(job: Job) -> Description:
-    r, reader = job.recipe, job.data.reader
+    r, reader = job.recipe, final(job)
     texts = {k: getattr(reader, k) for k in ("max_length", "types", "seq2seq", "template", "learn_prompt", "prompts")}
+    texts |= {"masked": reader.masked, "wording": reader.wording.plain()} if reader.wording else {}
     head = {k: v for k, v in asdict(head_spec(r, job.data)).items() if k != "classes"}
     method = {**asdict(job.method), "kind": r.method["kind"]}  # type: ignore[call-overload]
-    return Description(asdict(r.model), asdict(job.data.task), method, head, job.net.pool, texts, job.choice.dtype, job.choice.kernel)
+    return Description(asdict(r.model), asdict(job.data.task), method, head, job.net.pool, texts, job.choice.dtype, job.choice.kernel, objective=dict(r.objective) if reader.wording else {})
 
 
 def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Clock) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .dataset import Dataset, read_data
 from .networks.load import HeadSpec, add_head, load_network
 from .networks.transformer import Transformer
+from .objectives import OBJECTIVES
 from .recipe import Recipe
 from .sources.answers import Stored
 
@@ -47,10 +48,15 @@ class Shared:
         if not self.keeps:
             return read_data(recipe)
         seed = recipe.seed if recipe.built_stream().draws else None
-        key = json.dumps([asdict(recipe.model), recipe.task, asdict(recipe.data), dict(recipe.stream), seed, recipe.built_method().positions])
+        key = json.dumps([asdict(recipe.model), recipe.task, asdict(recipe.data), dict(recipe.stream), seed, recipe.built_method().positions, self.words(recipe)])
         if key not in self.rows:
             self.rows[key] = read_data(recipe)
         return self.rows[key]
+
+    def words(self, recipe: Recipe) -> list[object]:
+        """What else decides how rows are read, where they are asked about in words."""
+        worded = OBJECTIVES[recipe.objective["kind"]].rows
+        return [dict(recipe.objective), dict(recipe.method), recipe.seed] if worded else []
 
     @contextmanager
     def lent(self, recipe: Recipe, data: Dataset) -> Iterator[Transformer]:
@@ -64,11 +70,12 @@ class Shared:
             self.base = None
 
     def dressed(self, recipe: Recipe, data: Dataset) -> Transformer:
-        key = json.dumps([asdict(recipe.model), recipe.task == "generate", recipe.dropout, str(device_of(recipe))])
+        worded = data.reader.wording is not None
+        key = json.dumps([asdict(recipe.model), recipe.task == "generate", worded, recipe.dropout, str(device_of(recipe))])
         if self.base is None or self.base[0] != key:
             self.base = None  # before the next is loaded
             net = load_network(
-                data.source, generates=recipe.task == "generate", device=device_of(recipe), dropout=recipe.dropout, tokenizer=data.reader.tokenizer
+                data.source, generates=recipe.task == "generate", worded=worded, device=device_of(recipe), dropout=recipe.dropout, tokenizer=data.reader.tokenizer
             )
             self.base = (key, net, net.pool)
         _, net, pool = self.base

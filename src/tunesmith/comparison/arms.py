@@ -14,7 +14,7 @@ from ..methods import METHODS
 from ..recipe import Budget, Recipe, recipe, renamed
 from ..recipe_yaml import Places, apply_overrides, closest
 
-EIGHT = tuple(name for name in METHODS if name != "peft")
+EIGHT = tuple(name for name in METHODS if name not in ("peft", "hard_prompt"))
 TIME, NUMBER = re.compile(r"([0-9.]+)([smh])"), re.compile(r"([0-9.]+)([kM]?)")
 COMMA = re.compile(r",(?![^\[{]*[\]}])")  # not inside brackets
 

@@ -6,6 +6,7 @@ from ..core import Method
 from .adapter import Adapter
 from .bitfit import BitFit
 from .full import Full
+from .hard_prompt import HardPrompt
 from .head import Head
 from .layers import Layers
 from .lora import LoRA
@@ -23,4 +24,5 @@ METHODS: dict[str, type[Method]] = {
     "lora": LoRA,
     "bitfit": BitFit,
     "peft": Peft,
+    "hard_prompt": HardPrompt,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..core import Objective
+from .cloze import Cloze
 from .contrast import Contrast
 from .distil import Distil
 from .prefer import Prefer
@@ -15,4 +16,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "contrast": Contrast,
     "prefer": Prefer,
     "reinforce": Reinforce,
+    "cloze": Cloze,
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .descend import Descend, Form, summed
 from .gradcache import cached
+from .search import Search
 
 UPDATES: dict[str, Form] = {"descend": summed, "gradcache": cached}
 
-__all__ = ["UPDATES", "Descend", "Form"]
+__all__ = ["UPDATES", "Descend", "Form", "Search"]

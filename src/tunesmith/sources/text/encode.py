@@ -14,6 +14,8 @@ from ...errors import Refusal
 from .examples import UNKNOWN, Classified, Dialogue, Example, Judged, Plain, Preferred, Related, Scored, Tagged
 from .task import Task
 from .template import Template
+from .wording import Wording
+from .worded import worded_columns
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Reader:
     template: str = "auto"
     learn_prompt: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
+    wording: Wording | None = None  # of kind `cloze`: how a row is asked about
+    masked: bool = False  # the words are filled in, not written
+    near: Callable[[Sequence[Classified]], list[Any]] | None = None  # demonstrations of each row, where they are chosen for it
     drop_cut: bool = False  # leave out rows whose labels were all cut off, instead of refusing
 
     def encode(self, examples: Sequence[Example], task: Task) -> Encoded:
@@ -288,6 +293,7 @@ def dropped(examples: Sequence[Example], kept: Sequence[int]) -> list[str]:
 
 ENCODERS: dict[str, Callable[[Reader, Any, Task], Encoded]] = {
     "single": single,
+    "cloze": lambda reader, examples, task: Encoded(*worded_columns(reader, examples, task)),
     "multi": multi,
     "score": score,
     "tag": tag,
