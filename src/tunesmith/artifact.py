@@ -30,8 +30,8 @@ from .networks.transformer import Transformer
 from .objectives import OBJECTIVES
 from .peft_format import from_peft, to_peft
 from .predicting import PREDICT
-from .prompting.reading import from_plain
 from .prompting.readable import FILES, handed_out
+from .prompting.reading import from_plain
 from .sentence_format import sentence_files
 from .sources.text.encode import Reader
 from .sources.text.task import Task

@@ -33,7 +33,9 @@ def from_file(section: dict[str, Any], places: Any) -> dict[str, Any]:
     try:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as e:
-        raise Refusal(f"cannot read {path}", where=at(places, "objective.file"), why=str(e).splitlines()[0], fix="a YAML or JSON file with template and words") from e
+        raise Refusal(
+            f"cannot read {path}", where=at(places, "objective.file"), why=str(e).splitlines()[0], fix="a YAML or JSON file with template and words"
+        ) from e
     if not isinstance(said, Mapping) or (odd := [key for key in said if key not in known]):
         raise Refusal(f"{path} has {odd[0] if isinstance(said, Mapping) else 'no keys'!r}", where=at(places, "objective.file"), fix=", ".join(known))
     return {**said, **{k: v for k, v in section.items() if k != "file"}}

@@ -15,8 +15,8 @@ from .aliases import ALIASES
 from .construct import at, build, options, strict, without_kind
 from .core import Method, Objective
 from .errors import Refusal
-from .methods import METHODS
 from .handed import from_file, handed_on
+from .methods import METHODS
 from .objectives import OBJECTIVES
 from .recipe_yaml import Places, apply_overrides, closest, load_yaml
 from .sources.kinds import SOURCES

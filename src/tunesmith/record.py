@@ -41,7 +41,17 @@ def description(job: Job) -> Description:
     texts |= {"masked": reader.masked, "wording": reader.wording.plain()} if reader.wording else {}
     head = {k: v for k, v in asdict(head_spec(r, job.data)).items() if k != "classes"}
     method = {**asdict(job.method), "kind": r.method["kind"]}  # type: ignore[call-overload]
-    return Description(asdict(r.model), asdict(job.data.task), method, head, job.net.pool, texts, job.choice.dtype, job.choice.kernel, objective=dict(r.objective) if reader.wording else {})
+    return Description(
+        asdict(r.model),
+        asdict(job.data.task),
+        method,
+        head,
+        job.net.pool,
+        texts,
+        job.choice.dtype,
+        job.choice.kernel,
+        objective=dict(r.objective) if reader.wording else {},
+    )
 
 
 def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Clock) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class Shared:
         if not self.keeps:
             return read_data(recipe)
         seed = recipe.seed if recipe.built_stream().draws else None
-        key = json.dumps([asdict(recipe.model), recipe.task, asdict(recipe.data), dict(recipe.stream), seed, recipe.built_method().positions, self.words(recipe)])
+        key = json.dumps(
+            [asdict(recipe.model), recipe.task, asdict(recipe.data), dict(recipe.stream), seed, recipe.built_method().positions, self.words(recipe)]
+        )
         if key not in self.rows:
             self.rows[key] = read_data(recipe)
         return self.rows[key]
@@ -75,7 +77,12 @@ class Shared:
         if self.base is None or self.base[0] != key:
             self.base = None  # before the next is loaded
             net = load_network(
-                data.source, generates=recipe.task == "generate", worded=worded, device=device_of(recipe), dropout=recipe.dropout, tokenizer=data.reader.tokenizer
+                data.source,
+                generates=recipe.task == "generate",
+                worded=worded,
+                device=device_of(recipe),
+                dropout=recipe.dropout,
+                tokenizer=data.reader.tokenizer,
             )
             self.base = (key, net, net.pool)
         _, net, pool = self.base

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..core import Objective, Batch, Delta, Ragged
+from ..core import Batch, Delta, Objective, Ragged
 from ..dataset import Dataset, Part
 from ..job import agreed, fits, lengths, sizes
 from ..networks.blank import blank_network
@@ -82,7 +82,9 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
     heavy = next(pieces(table.batch(max(steps, key=lambda rows: sum(table.long[i] for i in rows))), recipe.update.micro))
     *_, longest = table.once()
     torch.manual_seed(recipe.seed)
-    with blank_network(data.source, generates=recipe.task == "generate", worded=data.reader.wording is not None, dropout=recipe.dropout, tokenizer=data.reader.tokenizer) as net:
+    with blank_network(
+        data.source, generates=recipe.task == "generate", worded=data.reader.wording is not None, dropout=recipe.dropout, tokenizer=data.reader.tokenizer
+    ) as net:
         net.pool, net.labels = recipe.head.pool or net.pool, data.task.labels
         published = sum(p.numel() for p in net.parameters())
         if data.task.outputs:

@@ -11,7 +11,14 @@ from transformers.modeling_outputs import BaseModelOutput
 from ..errors import Refusal
 from .trunk import Reached
 
-VOICED = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "WithLMHead")  # classes that are published with a vocabulary
+VOICED = (
+    "ForMaskedLM",
+    "ForPreTraining",
+    "ForCausalLM",
+    "LMHeadModel",
+    "ForConditionalGeneration",
+    "WithLMHead",
+)  # classes that are published with a vocabulary
 
 
 def voiced(architectures: Sequence[str] | None) -> bool:

@@ -18,8 +18,8 @@ from .attention import Room, packed_masks
 from .buckets import bucket_logp
 from .heads import POOLS, Pool
 from .inside import overheard
-from .masked import before_vocabulary
 from .layout import Bucket, Gather, Layout, layout
+from .masked import before_vocabulary
 from .targets import target_buckets, target_logp
 from .trunk import listening_at, starting_at
 from .vocabulary import label_logp, logits_of

@@ -179,7 +179,10 @@ def language(logp: Tensor, batch: Batch, truth: Tensor) -> tuple[Tensor, Tensor]
     examples = len(truth)
     example = owners(batch) // batch["words"][0].numel()
     right = batch["side"] == truth[example]
-    mean = lambda values, of: values.new_zeros(examples).index_add(0, example[of], values[of]) / values.new_zeros(examples).index_add(0, example[of], torch.ones_like(values[of])).clamp(min=1)
+    mean = lambda values, of: (
+        values.new_zeros(examples).index_add(0, example[of], values[of])
+        / values.new_zeros(examples).index_add(0, example[of], torch.ones_like(values[of])).clamp(min=1)
+    )
     return -mean(logp, right).sum(), -mean(torch.log1p(-logp.exp().clamp(max=1 - 1e-6)), ~right).sum()
 
 

@@ -14,7 +14,7 @@ from ..core import Batch, Network
 from ..dataset import Part
 from ..evaluate.evaluate import Outcome, Probe
 from ..evaluate.metrics import METRICS
-from ..methods.hard_prompt import Choice, HardPrompt
+from ..methods.hard_prompt import Choice, HardPrompt, SearchOptions
 from ..objectives.cloze import Cloze
 from ..sources.table import Table
 from ..sources.text.encode import Reader
@@ -115,9 +115,10 @@ def searching(setting: Setting) -> Search:
     begin(setting)
     offer, method, data = offer_of(setting), setting.recipe.built_method(), setting.data
     assert isinstance(method, HardPrompt)
-    priced = rows_to_price(data.train.examples, method.search.rows if method.search else len(data.train.examples), setting.recipe.seed)  # type: ignore[arg-type]
+    search = method.search or SearchOptions(passes=1)
+    priced = rows_to_price(data.train.examples, search.rows, setting.recipe.seed)  # type: ignore[arg-type]
     asker = Asker(offer, data.reader, data.task, priced, setting.objective)  # type: ignore[arg-type]
-    return Search(choice_of(setting).choice, offer.propose, asker.once, method.search.passes if method.search else 1)
+    return Search(choice_of(setting).choice, offer.propose, asker.once, search.passes)
 
 
 def designed(part: Part, source: Any, setting: Setting) -> Callable[[Network], Iterator[Batch]]:

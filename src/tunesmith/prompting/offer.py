@@ -46,7 +46,12 @@ class Offer:
         words = {label: options[i] for (label, options), i in zip(self.words.items(), more, strict=False)}
         shots = tuple(self.pool[i] for i in more[len(self.words) :])
         return replace(
-            self.rest, template=self.templates[template], instruction=self.instructions[instruction], words=words, shots=shots, blanks=self.rest.blanks if calibrated else ()
+            self.rest,
+            template=self.templates[template],
+            instruction=self.instructions[instruction],
+            words=words,
+            shots=shots,
+            blanks=self.rest.blanks if calibrated else (),
         )
 
     def propose(self, chosen: Chosen, step: int) -> Chosen:

@@ -24,7 +24,9 @@ def worded(reader: Reader, recipe: Recipe, task: Task, source: Origin, examples:
     kind = kind_of(config)
     if kind == "seq2seq":
         raise Refusal(
-            "label words are read off masked models and decoders, and this is an encoder-decoder", where="model", fix="a masked language model or a decoder; or task: generate"
+            "label words are read off masked models and decoders, and this is an encoder-decoder",
+            where="model",
+            fix="a masked language model or a decoder; or task: generate",
         )
     masked = kind == "encoder"
     if masked and not voiced(config.architectures):

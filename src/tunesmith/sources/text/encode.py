@@ -14,8 +14,8 @@ from ...errors import Refusal
 from .examples import UNKNOWN, Classified, Dialogue, Example, Judged, Plain, Preferred, Related, Scored, Tagged
 from .task import Task
 from .template import Template
-from .wording import Wording
 from .worded import worded_columns
+from .wording import Wording
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,9 @@ def spellings(reader: Reader, texts: Sequence[tuple[str, str | None]], shots: Se
     out: list[Spelt] = []
     for i, (a, _) in enumerate(asked):
         start, here = len(a.before) + len(a.lead), range(i * len(names), (i + 1) * len(names))
-        out.append({(c, j): (read["input_ids"][k], own(read["offset_mapping"][k], start, start + len(word))) for k, (c, j, word) in zip(here, names, strict=True)})
+        out.append(
+            {(c, j): (read["input_ids"][k], own(read["offset_mapping"][k], start, start + len(word))) for k, (c, j, word) in zip(here, names, strict=True)}
+        )
     return out
 
 
@@ -98,7 +100,9 @@ def shortened(reader: Reader, example: Classified, shots: Sequence[Shot] | None,
         offsets = reader.tokenizer(pair if longer else text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
         if not offsets:
             raise Refusal(
-                f"the prompt takes {long} tokens with no text in it, and a row has {reader.max_length}", where="method.shots", fix="fewer demonstrations, or a larger data.max_length"
+                f"the prompt takes {long} tokens with no text in it, and a row has {reader.max_length}",
+                where="method.shots",
+                fix="fewer demonstrations, or a larger data.max_length",
             )
         cut = offsets[max(0, len(offsets) - over)][0]
         text, pair = (text, pair[:cut]) if longer and pair is not None else (text[:cut], pair)
@@ -182,4 +186,3 @@ def laid_out(found: Sequence[Sequence[Row]], truth: Sequence[int], words: Sequen
         name: Ragged(torch.tensor([x for row in lists for x in row], dtype=torch.long), tuple(map(len, lists))) for name, lists in flat.items()
     }
     return {**columns, "group": owner, "truth": torch.tensor(truth)[owner], "words": torch.tensor(words)[owner]}
-
