@@ -62,7 +62,7 @@ def nearest(wording: Wording, device: torch.device | str) -> Callable[[Sequence[
         made = embedder(wording.embedder, device)
         if not store:
             store.append(made.of([joined(text, pair) for text, pair, _ in wording.pool], "text"))
-        order = (made.of([joined(e.text, e.pair) for e in examples], "text") @ store[0].T).argsort(-1, descending=True, stable=True).tolist()
+        order = (made.of([joined(e.text, e.pair) for e in examples], "text") @ store[0].T).sort(dim=-1, descending=True, stable=True).indices.tolist()
         return [chosen(wording, e, row) for e, row in zip(examples, order, strict=True)]
 
     return find
