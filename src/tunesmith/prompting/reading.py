@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +17,9 @@ from ..sources.text.examples import Classified
 from ..sources.text.task import Task
 from ..sources.text.wording import Shot, Wording, suits, wording_of
 from .offer import offered
+
+if TYPE_CHECKING:
+    from ..embedder import Embedder
 
 
 def worded(reader: Reader, recipe: Recipe, task: Task, source: Origin, examples: Sequence[Any]) -> Reader:
@@ -53,19 +57,30 @@ def from_plain(tokenizer: Any, plain: Mapping[str, Any], device: torch.device | 
 
 
 def nearest(wording: Wording, device: torch.device | str) -> Callable[[Sequence[Classified]], list[tuple[Shot, ...]]]:
-    """For each row, the demonstrations whose texts are nearest to its own by cosine; the row itself is never one. The pool is embedded when the first row asks."""
-    store: list[torch.Tensor] = []
+    """For each row, the demonstrations whose texts are nearest to its own by cosine; the row itself is never one. Nothing is embedded until the first row asks."""
 
     def find(examples: Sequence[Classified]) -> list[tuple[Shot, ...]]:
-        from ..embedder import embedder  # loads artifacts, which read through this file
-
-        made = embedder(wording.embedder, device)
-        if not store:
-            store.append(made.of([joined(text, pair) for text, pair, _ in wording.pool], "text"))
-        order = (made.of([joined(e.text, e.pair) for e in examples], "text") @ store[0].T).sort(dim=-1, descending=True, stable=True).indices.tolist()
+        pool, asked = (
+            embedded(wording.embedder, str(device), tuple(joined(text, pair) for text, pair in texts))
+            for texts in ([shot[:2] for shot in wording.pool], [(e.text, e.pair) for e in examples])
+        )
+        order = (asked @ pool.T).sort(dim=-1, descending=True, stable=True).indices.tolist()
         return [chosen(wording, e, row) for e, row in zip(examples, order, strict=True)]
 
     return find
+
+
+@lru_cache(maxsize=8)
+def embedded(name: str, device: str, texts: tuple[str, ...]) -> torch.Tensor:
+    """(n, D). Kept, because a search asks about the same texts for every candidate."""
+    return loaded(name, device).of(texts, "text")
+
+
+@lru_cache(maxsize=1)
+def loaded(name: str, device: str) -> Embedder:
+    from ..embedder import embedder  # loads artifacts, which read through this file
+
+    return embedder(name, device)
 
 
 def chosen(wording: Wording, example: Classified, order: Sequence[int]) -> tuple[Shot, ...]:
