@@ -201,6 +201,8 @@ def export(folder: str | Path, out: Path) -> list[str]:
     tuned.reader.tokenizer.save_pretrained(out)
     if len(net.heads):
         write_file(out / "head.safetensors", net.heads.state_dict())
+    if tuned.learn and (learnt := tuned.learn.state_dict()):
+        write_file(out / "objective.safetensors", learnt)
     if tuned.task.name == "embed":
         for name, content in sentence_files(net.anatomy.width, net.pool, tuned.reader).items():
             write_file(out / name, content)

@@ -92,7 +92,8 @@ def load_network(
         set_dropout(config, dropout)
     extra = {} if source.bits is None else {"quantization_config": configuration(source.bits), "device_map": {"": torch.device(device)}}
     try:
-        model, found = auto_class(config, generates, worded).from_pretrained(
+        made: Any = auto_class(config, generates, worded)
+        model, found = made.from_pretrained(
             source.path, revision=source.revision or "main", config=config, dtype="auto", use_safetensors=True, trust_remote_code=False,
             attn_implementation=attention_for(config), output_loading_info=True, **extra,
         )  # fmt: skip

@@ -71,7 +71,7 @@ class Cloze(Objective):
 
     def meet(self, net: Network) -> None:
         if self.mlm:
-            reader = net.tokenizer  # type: ignore[attr-defined]
+            reader: Any = net.tokenizer
             self.mask, self.special = (reader.mask_token_id if net.anatomy.kind == "encoder" else None), tuple(reader.all_special_ids)
         if self.verbaliser != "manual":
             self.start(net)

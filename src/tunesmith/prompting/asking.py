@@ -62,7 +62,8 @@ def prior(learn: Cloze, net: Network, reader: Reader, task: Task, examples: Sequ
 
 def under(reader: Reader, task: Task, examples: Sequence[Any], learn: Cloze, net: Network) -> tuple[Table, int]:
     """Rows in the words of the reader, calibrated if these have blanks; and how many were read to calibrate them."""
-    columns, passes, device = reader.encode(examples, task).columns, 0, net.device  # type: ignore[attr-defined]
+    columns, passes = reader.encode(examples, task).columns, 0
+    device: Any = net.device
     if reader.wording and reader.wording.blanks:
         less, passes = prior(learn, net, reader, task, examples)
         group = columns["group"]
