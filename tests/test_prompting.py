@@ -266,7 +266,7 @@ def plan(work: Path, kind: str, method, **more) -> dict:
 def test_a_search_is_never_worse_and_always_the_same(kind, tmp_path):
     search = {
         "templates": ["{text} w9 {label}", "w4 {text} {label}"],
-        "instructions": ["w11 w12", "w13"],
+        "instructions": ["w11 w12", "w13", "w14 " * 80],
         "words": {"a": ["w4", "w5 w6"], "b": ["w34"]},
         "passes": 900,
         "rows": 20,

@@ -54,13 +54,13 @@ class Offer:
             blanks=self.rest.blanks if calibrated else (),
         )
 
-    def propose(self, chosen: Chosen, step: int) -> Chosen:
+    def propose(self, chosen: Chosen, step: int) -> Chosen | None:
         """Step 0: what is written, calibrated if that is asked for. Then one thing after another is changed, by a sweep through its options or, for demonstrations, by chance."""
         if not step:
             return (int(self.calibrates), *chosen[1:])
         ways = [name for name, n in self.ways().items() if n]
         if not ways:
-            return chosen
+            return None
         turn, name = (step - 1) // len(ways), ways[(step - 1) % len(ways)]
         return CHANGES[name](self, chosen, turn)
 
