@@ -37,7 +37,7 @@ def main() -> None:
         load_tokenizer(origin("minilm")).save_pretrained(work)
         models = {"minilm": ("minilm", "all-MiniLM-L6-v2, an encoder"), "qwen3": (work, "Qwen3-0.6B, a decoder")}
         text = HEAD
-        for name in (m for m, row in METHODS.items() if m != "peft" and not row.builds):
+        for name in (m for m, row in METHODS.items() if m != "peft" and row.learns and not row.builds):
             text += "\n" + section(out, name, {key: (explain(name, model), title) for key, (model, title) in models.items()})
     (out / "gallery.md").write_text(text, encoding="utf-8")
 

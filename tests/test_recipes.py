@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import shop
+import worded
 from tunesmith.dataset import read_data
 from tunesmith.families import ROWS
 from tunesmith.job import agreed
@@ -24,15 +25,18 @@ def test_a_recipe_runs(path, tmp_path):
     assert path.read_text().startswith("# ")
     if made.method["kind"] == "peft":
         pytest.importorskip("peft")
-    (shop.decoder if made.task == "generate" else shop.encoder)(tmp_path / "model")
+    worded_rows = made.objective["kind"] == "cloze"
+    (worded.masked if worded_rows else shop.decoder if made.task == "generate" else shop.encoder)(tmp_path / "model")
     rows_of = lambda kind: str(shop.rows(tmp_path / f"{kind}.jsonl", kind))
     rows = "" if made.tasks else rows_of("prefer" if made.objective["kind"] == "prefer" else made.task)
-    method = made.method | {k: 2 for k in ("last", "length") if k in made.method}
+    method = made.method | {k: 2 for k in ("last", "length", "shots") if k in made.method}
+    method |= {"search": method["search"] | {"words": {}}} if "search" in method else {}  # these rows have labels of their own
     data = Data("play/8", "play/8") if made.data.train == "play" else Data(rows, rows or None)
     small = replace(made, model=Model(str(tmp_path / "model")), data=data, budget=Budget(steps=4), update=UpdateOptions(batch=8, rate=1e-3))
     small = replace(small, tasks={name: replace(task, data=Data(rows_of(task.task), rows_of(task.task))) for name, task in made.tasks.items()})
     small = replace(small, stream=made.stream | {k: 2 for k in ("into",) if k in made.stream})
     small = replace(small, objective=made.objective | {k: 4 for k in ("length",) if k in made.objective}, dtype="fp32", kernel="matmul", threads=1)
+    small = replace(small, objective=small.objective | ({"words": {}} if worded_rows else {}))
     if "teacher" in made.objective:
         teacher = run(replace(small, objective={"kind": "supervised"}, out=str(tmp_path / "teacher")), Reporter(quiet=True))
         small = replace(small, objective=made.objective | {"teacher": str(teacher.folder)})

@@ -20,15 +20,18 @@ from safetensors.torch import load_file
 
 from .checkpoint import Content, write_file
 from .construct import build, without_kind
-from .core import Batch, Delta, Method, Ragged
+from .core import Batch, Delta, Method, Objective, Ragged
 from .errors import Refusal, Storage
 from .methods import METHODS
 from .networks.decode import Sampling
 from .networks.load import HeadSpec, Origin, add_head, load_network, load_tokenizer, origin
 from .networks.precision import DTYPES
 from .networks.transformer import Transformer
+from .objectives import OBJECTIVES
 from .peft_format import from_peft, to_peft
 from .predicting import PREDICT
+from .prompting.readable import FILES, handed_out
+from .prompting.reading import from_plain
 from .sentence_format import sentence_files
 from .sources.text.encode import Reader
 from .sources.text.task import Task
@@ -51,6 +54,12 @@ class Description:
     kernel: str
     tasks: Mapping[str, Any] = field(default_factory=dict)  # of several with heads of their own: task, head and reader by name
     format: int = FORMAT
+    objective: Mapping[str, Any] = field(default_factory=dict)  # where it is needed to answer
+
+    @property
+    def worded(self) -> bool:
+        """Whether it is answered in words of the vocabulary."""
+        return bool(self.objective) or any("objective" in one for one in self.tasks.values())
 
 
 def save_artifact(
@@ -101,9 +110,14 @@ def stored(folder: Path, net: Transformer, method: Method) -> dict[str, torch.Te
     return state
 
 
-def describe(folder: Path) -> Description:
+def folder_of(run: str | Path) -> Path:
+    """The artifact of a run's folder, or the folder itself."""
+    return Path(run) / "artifact" if (Path(run) / "artifact").is_dir() else Path(run)
+
+
+def describe(folder: str | Path) -> Description:
     """Raises Refusal where the folder holds no artifact, or one of a later version."""
-    folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
+    folder = folder_of(folder)
     try:
         about = json.loads((folder / "tunesmith.json").read_text())
     except (OSError, ValueError) as e:
@@ -123,16 +137,17 @@ class Tuned:
     about: Description
     task: Task
     reader: Reader
-    others: Mapping[str, tuple[Task, Reader]] = field(default_factory=dict)
+    learn: Objective | None = None  # where answers are read off the vocabulary
+    others: Mapping[str, tuple[Task, Reader, Objective | None]] = field(default_factory=dict)
 
     def of(self, name: str) -> Tuned:
         """One of its several tasks."""
         if name not in self.others:
             known = f"one of {', '.join(self.others)}" if self.others else "it has one, which is asked without a name"
             raise Refusal(f"this run has no task `{name}`", where="task", fix=known)
-        task, reader = self.others[name]
+        task, reader, learn = self.others[name]
         self.net.labels = task.labels
-        return replace(self, task=task, reader=reader)
+        return replace(self, task=task, reader=reader, learn=learn)
 
     def predict(self, texts: Sequence[Any], *, sampling: Sampling | None = None, batch: int = 8192) -> list[dict[str, Any]]:
         """One record a text: a string, a [text, pair] for pair tasks and rewards, or a list of messages."""
@@ -146,15 +161,15 @@ def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> 
     """The tuned network of a run's folder, at rest. `quantised=False` loads a full-precision base under a delta that was trained on 4 bits."""
     folder = Path(folder)
     about = describe(folder)
-    folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
+    folder = folder_of(folder)
     task = task_from(about.task)
     source = origin(about.model["name"], about.model["revision"], about.model["bits"] if quantised else None, about.model.get("blocks"))
     tokenizer = load_tokenizer(Origin(str(folder), str(folder)))
-    asked = {name: (task_from(one["task"]), Reader(tokenizer, **one["reader"]), one["head"]) for name, one in about.tasks.items()}
+    asked = {name: (task_from(one["task"]), from_plain(tokenizer, one["reader"], device), one) for name, one in about.tasks.items()}
     generates = "generate" in (task.name, *(t.name for t, _, _ in asked.values()))
-    net = load_network(source, generates=generates, pool=about.pool, device=device, tokenizer=tokenizer)  # type: ignore[arg-type]
+    net = load_network(source, generates=generates, worded=about.worded, pool=about.pool, device=device, tokenizer=tokenizer)  # type: ignore[arg-type]
     net.labels = task.labels
-    for each, head in [(t, h) for t, _, h in asked.values()] or [(task, about.head)]:
+    for each, head in [(t, one["head"]) for t, _, one in asked.values()] or [(task, about.head)]:
         if each.outputs:
             add_head(net, each.key, HeadSpec(each.outputs, **head), 0)
     method = build(METHODS[about.method["kind"]], without_kind(about.method), "method", None)
@@ -165,12 +180,24 @@ def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> 
     delta.load_state_dict(state)
     net.compute, net.room.kernel = DTYPES[about.dtype], about.kernel
     delta.cast(net.compute)
-    others = {name: (t, r) for name, (t, r, _) in asked.items()}
-    return Tuned(net.eval(), delta, method, about, task, Reader(tokenizer, **about.reader), others)
+    others = {name: (t, r, objective_of(one.get("objective"), t, net)) for name, (t, r, one) in asked.items()}
+    reader, learn = from_plain(tokenizer, about.reader, device), objective_of(about.objective, task, net, folder)
+    return Tuned(net.eval(), delta, method, about, task, reader, learn, others)
 
 
 def task_from(stored: Mapping[str, Any]) -> Task:
     return Task(**{**stored, "labels": tuple(stored["labels"])})
+
+
+def objective_of(said: Mapping[str, Any] | None, task: Task, net: Transformer, folder: Path | None = None) -> Objective | None:
+    """What a task is answered by where its words are, with what it learnt for itself."""
+    if not said:
+        return None
+    made = OBJECTIVES[said["kind"]](task.kind, **without_kind(said))
+    made.to(net.device).meet(net)
+    if folder and (folder / "objective.safetensors").exists():
+        made.load_state_dict(load_file(folder / "objective.safetensors"))
+    return made
 
 
 # ------------------------------------------------------------------------------------------------ export
@@ -180,6 +207,9 @@ def export(folder: str | Path, out: Path) -> list[str]:
     """A plain Hugging Face model with the change folded in; the head beside it, as `head.safetensors`; of an embedder, a folder that
     sentence-transformers loads. Loaded again and compared.
     """
+    about, kept = describe(folder), folder_of(folder)
+    if (kept / FILES[0]).exists():
+        return handed_out(kept, out)
     tuned = load(folder, quantised=False)
     if not tuned.method.merges:
         raise Refusal(
@@ -207,10 +237,12 @@ def export(folder: str | Path, out: Path) -> list[str]:
     tuned.reader.tokenizer.save_pretrained(out)
     if len(net.heads):
         write_file(out / "head.safetensors", net.heads.state_dict())
+    if tuned.learn and (learnt := tuned.learn.state_dict()):
+        write_file(out / "objective.safetensors", learnt)
     if tuned.task.name == "embed":
         for name, content in sentence_files(net.anatomy.width, net.pool, tuned.reader).items():
             write_file(out / name, content)
-    again = load_network(Origin(str(out), str(out)), generates=tuned.task.name == "generate", pool=net.pool)  # type: ignore[arg-type]
+    again = load_network(Origin(str(out), str(out)), generates=tuned.task.name == "generate", worded=about.worded, pool=net.pool)  # type: ignore[arg-type]
     with torch.no_grad():
         gap = float((again.states(probe).values - before).abs().max())
     if gap > 1e-4 * float(before.abs().max()):
@@ -219,8 +251,8 @@ def export(folder: str | Path, out: Path) -> list[str]:
             why="the published class dropped or changed a weight",
             fix="keep the artifact instead",
         )
-    about = {**asdict(tuned.about), "exported": True, "largest_difference": gap}
-    write_file(out / "tunesmith.json", json.dumps(about, indent=2, ensure_ascii=False).encode())
+    written = {**asdict(tuned.about), "exported": True, "largest_difference": gap}
+    write_file(out / "tunesmith.json", json.dumps(written, indent=2, ensure_ascii=False).encode())
     return sorted(p.name for p in out.iterdir())
 
 

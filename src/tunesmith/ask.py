@@ -15,6 +15,8 @@ from .dataset import Part, desk_records, known
 from .errors import Refusal
 from .judging import probe_of
 from .networks.decode import Sampling
+from .objectives import OBJECTIVES
+from .prompting.asking import judged
 from .recipe import Recipe, recipe
 from .sources.table import Table
 from .sources.text.formats import detect
@@ -35,10 +37,11 @@ def evaluate(folder: Path, file: str) -> dict[str, Any]:
         records = read(file, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split="test", where_key="data")
     found = detect(records, made.task, d.columns or None, multi_label=d.multi_label, bad_rows=d.bad_rows, repair=d.repair)
     known(tuned.task, found.examples(), "eval")
-    task = replace(tuned.task, kind=kind_of(tuned.task.name, found.examples(), tuned.task.kind == "multi"))
+    kind = kind_of(tuned.task.name, found.examples(), tuned.task.kind == "multi")
+    task = replace(tuned.task, kind=OBJECTIVES[made.objective["kind"]].rows.get(kind, kind))
     part = Part("eval", found, tuned.reader.encode(found.examples(), task), task)
     table = Table(part.encoded.columns, tuned.task.key, device=tuned.net.device)
-    outcome = probe_of(part, table, tuned.reader, made).ask(tuned.net)
+    outcome = (judged(tuned, part) if tuned.learn else probe_of(part, table, tuned.reader, made)).ask(tuned.net)
     return {"rows": len(part.examples), "loss": outcome.loss, "scores": dict(outcome.scores.values), "undefined": dict(outcome.scores.reasons)}
 
 

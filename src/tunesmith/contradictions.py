@@ -26,13 +26,17 @@ Check = tuple[bool, str, str, str]  # whether it is so, the key, what is wrong, 
 def contradictions(r: Recipe, places: Places | None, name: str = "") -> None:
     """Keys that are right one by one and wrong together. `name` is that of one of several tasks, whose recipe `r` is."""
     limits = [k for k, v in asdict(r.budget).items() if v is not None]
-    learn = OBJECTIVES[r.objective["kind"]]
+    learn, moves = OBJECTIVES[r.objective["kind"]], METHODS[r.method["kind"]]
     serving = [name for name, row in OBJECTIVES.items() if r.task in row.tasks]
     checks: list[Check] = [
         (r.task not in learn.tasks, "objective", f"`objective: {r.objective['kind']}` and `task: {r.task}`", f"objective: {' or '.join(serving)}; else task: {' or '.join(learn.tasks)}"),
+        (bool(moves.implies) and not name and r.objective["kind"] not in moves.implies.values(), "objective", f"`method: {r.method['kind']}`, which has no parameters, and `objective: {r.objective['kind']}`", f"objective: {next(iter(moves.implies.values()), '')}, with task: {next(iter(moves.implies), '')}"),
+        (not moves.learns and r.objective.get("verbaliser", "manual") != "manual", "objective.verbaliser", f"`verbaliser: {r.objective.get('verbaliser')}`, which has parameters to learn, and `method: {r.method['kind']}`, which learns none", "verbaliser: manual, or another method"),
+        (not moves.learns and bool(r.update.kind), "update.kind", f"`update: {r.update.kind}` and `method: {r.method['kind']}`, which has no gradient", "leave it out: candidates are searched"),
+        (bool(learn.rows) and r.head != HeadOptions(), "head", f"`head` and `objective: {r.objective['kind']}`: words of the vocabulary are the classes", "leave `head` out"),
         (learn.whole and r.update.kind == "descend", "update.kind", f"`update: descend` and `objective: {r.objective['kind']}`, in which all rows of a batch see each other", "update: gradcache"),
         (learn.fits_head and r.head.kind != "linear", "head", f"`head: {r.head.kind}` and `objective: {r.objective['kind']}`, which fits a linear one", "leave `head` out"),
-        (learn.fits_head and METHODS[r.method["kind"]].needs_head, "method", f"`method: {r.method['kind']}` and `objective: {r.objective['kind']}`, which tunes the body: nothing would move", "method: full, lora or layers; or objective: supervised"),
+        (learn.fits_head and moves.needs_head, "method", f"`method: {r.method['kind']}` and `objective: {r.objective['kind']}`, which tunes the body: nothing would move", "method: full, lora or layers; or objective: supervised"),
         (len(limits) > 1, f"budget.{limits[-1] if limits else ''}", f"two budgets: {' and '.join(limits)}", "keep one of them"),
         (not r.built_stream().chooses and (r.evaluate.patience > 0 or bool(r.evaluate.best)), "evaluate", f"choosing on the rows that judge, and `stream: {r.stream['kind']}`: " + ("they are more than those to learn from" if r.built_stream().draws else "it would choose a stage, and forget the tasks behind it"), "leave `patience` and `best` out"),
         (r.evaluate.patience > 0 and r.data.eval is None, "evaluate.patience", "`evaluate.patience` needs `data.eval`", "data.eval: 0.1 holds out a tenth of the training rows"),
@@ -63,10 +67,16 @@ def among(r: Recipe, places: Places | None) -> None:
     learns = {one.objective["kind"]: OBJECTIVES[one.objective["kind"]] for one in r.each().values()}
     strange = [one.task for one in r.each().values() if strategy.tasks and one.task not in strategy.tasks]
     exact = [name for name, one in r.each().items() if OBJECTIVES[one.objective["kind"]].exact]
+    moves = METHODS[r.method["kind"]]
+    worded = [one.objective for one in r.each().values() if OBJECTIVES[one.objective["kind"]].rows]
+    learnt = [o["verbaliser"] for o in worded if o.get("verbaliser", "manual") != "manual"]
     refuse([
         (bool(names), "tasks", f"{names[0] if names else ''!r} is no name for a task", "letters, digits and _"),
         (bool(r.tasks) and not stream.several, "stream", f"`tasks` and `stream: {kind}`, which knows one", "stream: mix, or sequence"),
         (stream.several and not stream.parts(r.tasks), "stream", f"`stream: {kind}` and one task", "tasks: {a: {task: ..., data: ...}, b: ...}" + ("; or stream.by, the column that tells its stages apart" if kind == "sequence" else "")),
+        (stream.several and not moves.learns, "method", f"`method: {r.method['kind']}` and `stream: {kind}`: a prompt is chosen on the rows of one task", "a run of its own for each task; or objective: cloze with another method"),
+        (stream.several and bool(learnt), "objective.verbaliser", f"`verbaliser: {learnt[0] if learnt else ''}` and `stream: {kind}`: its vectors are those of one task's labels", "verbaliser: manual"),
+        (strategy.hears and bool(worded), "strategy", f"{how}, which holds on to what heads say, and labels that are words of the vocabulary", "strategy: replay or si"),
         (r.strategy["kind"] != "naive" and kind != "sequence", "strategy", f"`strategy: {r.strategy['kind']}` and `stream: {kind}`, in which nothing is forgotten", "stream: {kind: sequence, by: a column}"),
         (bool(strategy.methods) and r.method["kind"] not in strategy.methods, "strategy", f"{how} and `method: {r.method['kind']}`", f"method: {' or '.join(strategy.methods)}"),
         (bool(strange), "strategy", f"{how} and `task: {strange[0] if strange else ''}`", f"strategy: replay; else task: {' or '.join(strategy.tasks)}"),

@@ -15,6 +15,8 @@ from .data import desk
 from .environments import environment
 from .errors import Refusal
 from .networks.load import Origin, load_config, load_tokenizer, origin
+from .objectives import OBJECTIVES
+from .prompting.reading import worded
 from .recipe import Recipe
 from .sections import Data
 from .sources.text.encode import Encoded, Reader
@@ -68,6 +70,11 @@ class Dataset:
         return self.parts or {self.task.key: self}
 
     @property
+    def worded(self) -> bool:
+        """Whether any of it is asked about in words of the vocabulary."""
+        return any(one.reader.wording is not None for one in self.each.values())
+
+    @property
     def fingerprint(self) -> str:
         """Of the tokens and labels, in order."""
         hashed = xxhash.xxh3_128()
@@ -110,12 +117,20 @@ def made_of(recipe: Recipe, rows: Rows, task: Task) -> Dataset:
     reader = reader_for(recipe, source)
     for name in examples:
         known(task, examples[name], name)
-    tasks = {name: replace(task, kind=kind_of(task.name, found, task.kind == "multi")) for name, found in examples.items()}
+    read_as = OBJECTIVES[recipe.objective["kind"]].rows
+    kinds = {name: kind_of(task.name, found, task.kind == "multi") for name, found in examples.items()}
+    task = replace(task, kind=read_as.get(task.kind, task.kind))
+    tasks = {name: replace(task, kind=read_as.get(kind, kind)) for name, kind in kinds.items()}
+    if task.kind in WORDED:
+        reader = WORDED[task.kind](reader, recipe, task, source, examples["train"])
     if recipe.data.unlabelled:
         examples["train"] = [*examples["train"], *unlabelled(recipe, task, formats["train"].columns, [e for part in examples.values() for e in part])]
     parts = {name: Part(name, formats[name], reader.encode(examples[name], tasks[name]), tasks[name]) for name in examples}
     notes = [note for name in parts for note in (*formats[name].notes, *parts[name].encoded.notes)]
     return Dataset(task, reader, source, parts["train"], parts.get("eval"), parts.get("test"), list(dict.fromkeys(notes)))
+
+
+WORDED = {"cloze": worded}  # kind of rows -> the reader that knows the words in which they are asked about
 
 
 def read_part(recipe: Recipe, name: str) -> Records | None:
@@ -229,7 +244,7 @@ def known(task: Task, examples: Sequence[Any], name: str) -> None:
         raise Refusal(
             f"data.{name} has texts alone, which nothing can be judged by", where=f"data.{name}", fix="pairs, pairs with a score, or texts with a label"
         )
-    if task.kind not in ("single", "multi", "tag"):
+    if task.kind not in ("single", "multi", "cloze", "tag"):
         return
     used = [(label, e.row) for e in examples for label in labels_in(e)]
     if odd := [(label, row) for label, row in used if label not in set(task.labels)]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .networks.transformer import Transformer
 from .sources.table import Table
-from .sources.text.encode import Reader, ragged
+from .sources.text.encode import Reader
+from .sources.text.tokens import ragged
 
 if TYPE_CHECKING:
     from .artifact import Tuned

@@ -28,6 +28,37 @@ def row(kind: str, en: tuple[str, str, str, str, str], zh: tuple[str, str, str, 
     return Row(kind, {"en": Text(*en), "zh-CN": Text(*zh)})
 
 
+FURTHER: dict[str, Row] = {  # what belongs to a row of the guide without being one
+    "hard_prompt": row(
+        "method",
+        (
+            "designed prompt",
+            "words around the text; nothing is trained",
+            "free to train; zero- and few-shot; runs on any server",
+            "design needs skill, or a search; needs a capable model",
+            "few or no examples",
+        ),
+        (
+            "人工提示",
+            "在文本前后加词语，不训练任何参数",
+            "无需训练，零样本和少样本可用，任何服务都能运行",
+            "需要设计技巧或搜索，依赖模型能力",
+            "样本极少或没有",
+        ),
+    ),
+    "cloze": row(
+        "objective",
+        (
+            "cloze",
+            "labels are words that a language model fills in",
+            "uses what the vocabulary knows; few examples",
+            "needs a model with its vocabulary, and words for the labels",
+            "few-shot classification",
+        ),
+        ("完形填空", "把标签变成语言模型要填的词", "利用词表中的知识，样本少时有效", "需要带词表的模型和标签词", "少样本分类"),
+    ),
+}
+
 GUIDE: dict[str, Row] = {
     "full": row(
         "method",

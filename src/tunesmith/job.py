@@ -23,6 +23,7 @@ from .networks.transformer import Transformer
 from .objectives.together import Together
 from .parallel import told
 from .progress import Reporter
+from .prompting.asking import searching
 from .recipe import Recipe, objective
 from .reference import other_reference, others, reference
 from .reinforcement import foreseen as playable
@@ -33,10 +34,11 @@ from .sources.features import Features
 from .sources.rollouts import Rollouts
 from .sources.streams import Mixed, Plan
 from .sources.table import Table
+from .strategies import Strategy
 from .teaching.columns import foreseen as teachable
 from .teaching.columns import taught
 from .teaching.written import Written
-from .updates import Descend, Form
+from .updates import Descend, Form, Search
 
 Rows = Table | Enriched | Written  # a table, as it is or with more columns
 Stream = Rows | Rollouts  # what is trained on
@@ -87,9 +89,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     above = {name: Above(net, delta, one, shared, reporter, f"{name}/" if data.parts else "") for name, one in data.each.items()}
     sources = {name: enriched(above[name].cached("train", table), learns[name].needs, settings[name]) for name, table in tables.items()}
     stages = stream.stages(sources, Plan(partial(lengths, recipe), strategy.source, strategy.joins, recipe.seed))
-    u = recipe.update
-    rate, form = u.rate or default_rate(method, net, learn), strategy.form(form_of(recipe, learn))
-    run = Run(net, delta, learn, stages, Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=form), seed=recipe.seed)
+    run = Run(net, delta, learn, stages, MOVERS[method.update](next(iter(settings.values())), learn, strategy), seed=recipe.seed)
     judged = lambda name, part: enriched(above[name].of(part), learns[name].judges, settings[name])
     probes = [probe_of_all(part, data, judged, settings) for part in ("eval", "test")]
     known = growing(recipe, data)
@@ -112,7 +112,7 @@ def tables_of(recipe: Recipe, data: Dataset, learn: Objective, device: torch.dev
 def growing(recipe: Recipe, data: Dataset) -> list[int]:
     """How many labels a head that all parts share knows after each; none where it knows all from the first."""
     apart = len({one.task.key for one in data.parts.values()}) != 1
-    if not recipe.built_stream().grows or recipe.built_strategy().joins or apart or not data.task.labels:
+    if not recipe.built_stream().grows or recipe.built_strategy().joins or apart or not (data.task.labels and data.task.outputs):
         return []
     return known_after(data)
 
@@ -138,8 +138,9 @@ def agreed_for_one(recipe: Recipe, data: Dataset) -> Objective:
     learn = objective(data.task.kind, recipe.objective)
     learn.accept(data.train.encoded.columns, recipe.update.batch)
     if recipe.built_method().needs_head and not data.task.outputs and recipe.task != "generate":
+        what = f"objective: {recipe.objective['kind']}" if learn.rows else f"task: {recipe.task}"
         raise Refusal(
-            f"`method: {recipe.method['kind']}` and `task: {recipe.task}`, which has no head: nothing would move",
+            f"`method: {recipe.method['kind']}` and `{what}`, which has no head: nothing would move",
             where="method",
             fix="method: lora, layers or bitfit",
         )
@@ -191,6 +192,18 @@ FORESEEN: dict[str, Callable[[Recipe, Dataset, Any], None]] = {
 NOTES: dict[str, Callable[[Recipe, Any, int], list[str]]] = {"reinforce": notes}
 
 
+def descending(setting: Setting, learn: Objective, strategy: Strategy) -> Descend:
+    u = setting.recipe.update
+    rate = u.rate or default_rate(setting.recipe.built_method(), setting.net, learn)
+    return Descend(rate, u.schedule, u.warmup, u.decay, u.clip, micro=u.micro, form=strategy.form(form_of(setting.recipe, learn)))
+
+
+MOVERS: dict[str, Callable[[Setting, Objective, Strategy], Descend | Search]] = {
+    "descend": descending,
+    "search": lambda setting, learn, strategy: searching(setting),
+}  # a method's update -> what moves it
+
+
 def default_rate(method: Method, net: Transformer, learn: Objective) -> float:
     """The method's own for this model, as far as the objective bears it."""
     return float(f"{method.rate(net.anatomy.kind, net.anatomy.width) * learn.pace:.2g}")
@@ -240,7 +253,7 @@ class Above:
         if floor == 0 or not (self.net.skips or floor == depth) or self.net.anatomy.kind == "seq2seq":
             self.shared.states.clear()
             return table
-        pooled = floor == depth and self.data.task.name in ("classify", "score")
+        pooled = floor == depth and self.data.task.outputs > 0 and self.data.task.name in ("classify", "score")
         store = self.shared.store(self.before + part, self.data, self.net, floor, pooled)
         return Features(table, floor, pooled, bar_of(self.reporter, "frozen blocks, once"), store)
 
@@ -267,6 +280,8 @@ def bar_of(reporter: Reporter, what: str) -> Callable[[int, int], None]:
 def lengths(recipe: Recipe, tables: Sequence[Table], period: int) -> tuple[int, int]:
     """Steps in all, and an epoch. Default: the stream's steps, or three epochs. A time budget ends the run itself; its steps are only a bound."""
     b = recipe.budget
+    if own := recipe.built_method().steps:
+        return min(own, b.steps or own), own  # judged at both ends
     unsaid = not (b.epochs or b.examples or b.tokens or b.minutes)
     if steps := b.steps or (recipe.built_stream().steps if unsaid else None):
         return steps, period

@@ -11,6 +11,7 @@ from .evaluate.several import all_of
 from .listeners import is_open
 from .networks.decode import Sampling
 from .predicting import write
+from .prompting.asking import judge as in_words
 from .recipe import Recipe
 from .reinforcement import judge
 from .sources.text.encode import Reader
@@ -49,6 +50,7 @@ def references(part: Part, kind: str) -> list[Any]:
     ways = {
         "single": lambda e: e.labels[0],
         "multi": lambda e: e.labels,
+        "cloze": lambda e: e.labels[0],
         "score": lambda e: e.score,
         "tag": lambda e: list(e.tags),
         "generate": lambda e: e.turns[-1].content if isinstance(e, Dialogue) else e.text,
@@ -70,4 +72,4 @@ def writer(part: Part, reader: Reader, recipe: Recipe) -> Callable[[Any], list[s
     return (lambda net: write(net, reader, asked, Sampling(recipe.evaluate.max_new_tokens))) if asked else None
 
 
-JUDGES: dict[str, Callable[[Part, Any, Setting], Probe]] = {"reinforce": judge}  # objective -> how its runs are judged, where not by labels
+JUDGES: dict[str, Callable[[Part, Any, Setting], Probe]] = {"reinforce": judge, "cloze": in_words}  # objective -> how its runs are judged, where not by labels

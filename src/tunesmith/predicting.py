@@ -11,6 +11,7 @@ from .embedding import predict_vectors
 from .evaluate.metrics import spans
 from .networks.decode import Sampling, generate
 from .networks.transformer import Transformer
+from .prompting.asking import answers
 from .ranking import predict_reward
 from .sources.table import Table
 from .sources.text.encode import Reader
@@ -107,6 +108,7 @@ def prompt_ids(reader: Reader, asked: Sequence[Turn], room: int) -> list[int]:
 
 PREDICT: dict[str, Callable[[Tuned, Sequence[Any], Sampling, int], list[dict[str, Any]]]] = {
     "single": predict_single,
+    "cloze": lambda tuned, texts, sampling, batch: answers(tuned, classified(texts)),
     "multi": predict_multi,
     "score": predict_score,
     "tag": predict_tags,

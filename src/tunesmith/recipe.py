@@ -16,6 +16,7 @@ from .construct import at, build, folded, options, strict, without_kind
 from .contradictions import among, contradictions
 from .core import Method, Objective
 from .errors import Refusal
+from .handed import from_file, handed_on
 from .methods import METHODS
 from .objectives import OBJECTIVES
 from .recipe_yaml import Places, apply_overrides, closest, load_yaml
@@ -126,6 +127,7 @@ def recipe(data: Mapping[str, Any], places: Places | None = None) -> Recipe:
     if isinstance(section := found.get("update"), Mapping) and (row := UPDATES.get(str(section.get("kind") or "descend"))):
         found["update"] = folded(UpdateOptions, row, section, "update", places)
     complete(found, places)
+    in_words(found, places)
     strict(Recipe, found, "", places, tuple(ALIASES))
     if not found.get("tasks") and not found["data"].get("train"):
         raise Refusal("`data.train` is missing", where=at(places, "data"), fix="data: {train: train.jsonl, eval: dev.jsonl}")
@@ -166,6 +168,17 @@ def complete(found: dict[str, Any], places: Places | None) -> None:
 
 def implied(task: str, objective: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return objective or {"kind": IMPLIED.get(task, "supervised")}
+
+
+def in_words(found: dict[str, Any], places: Places | None) -> None:
+    """What a file says of a prompt, and what a method hands on to its objective, is said by the objective."""
+    for key in ("method", "objective"):
+        for section in (found, *(found.get("tasks") or {}).values()):
+            if isinstance(section, dict) and isinstance(section.get(key), Mapping):
+                section[key] = from_file(dict(section[key]), places)
+    row = METHODS.get(str(found["method"].get("kind"))) if isinstance(found.get("method"), Mapping) else None
+    if row and row.implies:
+        handed_on(found, row.implies, row.hands_on)
 
 
 def from_aliases(data: dict[str, Any], places: Places | None) -> dict[str, Any]:
@@ -211,7 +224,7 @@ def vocabulary() -> dict[str, list[str]]:
         "sources": list(SOURCES),
         "streams": list(STREAMS),
         "strategies": list(STRATEGIES),
-        "updates": list(UPDATES),
+        "updates": [*UPDATES, *(row.update for row in METHODS.values() if not row.learns)],
         "tasks": list(TASKS),
     }
 

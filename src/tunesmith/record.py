@@ -15,9 +15,11 @@ from .evaluate.several import matrix_of, remembered
 from .job import Job
 from .judging import references
 from .listeners import Clock, Conflicts, Evaluate
+from .prompting.asking import final
 from .recipe import Recipe
 from .shared import head_spec
 from .sources.streams import InTurn
+from .sources.text.encode import Reader
 
 READS = ("max_length", "types", "seq2seq", "template", "learn_prompt", "prompts")  # of a Reader, besides its tokenizer
 SHOWN = 400  # characters of a row in predictions.jsonl
@@ -45,20 +47,35 @@ def predictions(part: Part, after: Outcome, task: str = "") -> str:
 
 
 def description(job: Job) -> Description:
-    r, reader = job.recipe, job.data.reader
-    texts = {k: getattr(reader, k) for k in READS}
+    r, reader = job.recipe, final(job)
     head = {k: v for k, v in asdict(head_spec(r, job.data)).items() if k != "classes"}
     method = {**asdict(job.method.settled()), "kind": r.method["kind"]}  # type: ignore[call-overload]
-    tasks = (
-        {name: asked_of(r.each().get(name, r), one) for name, one in job.data.each.items()} if len({one.task.key for one in job.data.each.values()}) > 1 else {}
+    several = len({one.task.key for one in job.data.each.values()}) > 1
+    return Description(
+        asdict(r.model),
+        asdict(job.data.task),
+        method,
+        head,
+        job.net.pool,
+        read_by(reader),
+        job.choice.dtype,
+        job.choice.kernel,
+        tasks={name: asked_of(r.each().get(name, r), one) for name, one in job.data.each.items()} if several else {},
+        objective=dict(r.objective) if reader.wording and not several else {},
     )
-    return Description(asdict(r.model), asdict(job.data.task), method, head, job.net.pool, texts, job.choice.dtype, job.choice.kernel, tasks)
+
+
+def read_by(reader: Reader) -> dict[str, Any]:
+    """How texts are read, as the artifact names it."""
+    texts = {k: getattr(reader, k) for k in READS}
+    return texts | ({"masked": reader.masked, "wording": reader.wording.plain()} if reader.wording else {})
 
 
 def asked_of(recipe: Recipe, data: Dataset) -> dict[str, Any]:
-    """One of several tasks, as the artifact names it: what is asked, its head, how its texts are read."""
+    """One of several tasks, as the artifact names it: what is asked, its head, how its texts are read, and by what it is answered in words."""
     head = {k: v for k, v in asdict(head_spec(recipe, data)).items() if k != "classes"}
-    return {"task": asdict(data.task), "head": head, "reader": {k: getattr(data.reader, k) for k in READS}}
+    words = {"objective": dict(recipe.objective)} if data.reader.wording else {}
+    return {"task": asdict(data.task), "head": head, "reader": read_by(data.reader), **words}
 
 
 def sequence(job: Job, watch: Evaluate | None, after: Outcome | None) -> dict[str, Any]:

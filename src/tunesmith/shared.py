@@ -14,6 +14,7 @@ from .curriculum import read_all
 from .dataset import Dataset
 from .networks.load import HeadSpec, add_head, load_network
 from .networks.transformer import Transformer
+from .objectives import OBJECTIVES
 from .recipe import Recipe
 from .sources.answers import Stored
 
@@ -56,10 +57,16 @@ class Shared:
             return read_all(recipe)
         seed = recipe.seed if recipe.built_stream().draws else None
         tasks = {name: asdict(task) for name, task in recipe.tasks.items()}
-        key = json.dumps([asdict(recipe.model), recipe.task, asdict(recipe.data), tasks, dict(recipe.stream), seed, recipe.built_method().positions])
+        read = [asdict(recipe.model), recipe.task, asdict(recipe.data), tasks, dict(recipe.stream), seed, recipe.built_method().positions]
+        key = json.dumps([*read, self.words(recipe)])
         if key not in self.rows:
             self.rows[key] = read_all(recipe)
         return self.rows[key]
+
+    def words(self, recipe: Recipe) -> list[object]:
+        """What else decides how rows are read, where they are asked about in words."""
+        worded = OBJECTIVES[recipe.objective["kind"]].rows
+        return [dict(recipe.objective), dict(recipe.method), recipe.seed] if worded else []
 
     @contextmanager
     def lent(self, recipe: Recipe, data: Dataset) -> Iterator[Transformer]:
@@ -73,10 +80,17 @@ class Shared:
             self.base = None
 
     def dressed(self, recipe: Recipe, data: Dataset) -> Transformer:
-        key = json.dumps([asdict(recipe.model), recipe.generates, recipe.dropout, str(device_of(recipe))])
+        key = json.dumps([asdict(recipe.model), recipe.generates, data.worded, recipe.dropout, str(device_of(recipe))])
         if self.base is None or self.base[0] != key:
             self.base = None  # before the next is loaded
-            net = load_network(data.source, generates=recipe.generates, device=device_of(recipe), dropout=recipe.dropout, tokenizer=data.reader.tokenizer)
+            net = load_network(
+                data.source,
+                generates=recipe.generates,
+                worded=data.worded,
+                device=device_of(recipe),
+                dropout=recipe.dropout,
+                tokenizer=data.reader.tokenizer,
+            )
             self.base = (key, net, net.pool)
         _, net, pool = self.base
         net.eval()

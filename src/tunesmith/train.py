@@ -27,6 +27,7 @@ from .fitted_head import beside
 from .job import Job, agreed, assemble
 from .listeners import Clock, Evaluate, Journal, Show, Signals, Skip
 from .progress import Reporter
+from .prompting.asking import written
 from .recipe import Recipe
 from .record import description, identity, predictions, record_of
 from .shared import Shared
@@ -246,6 +247,8 @@ def best_of(job: Job, folder: Path, watch: Evaluate | None, reporter: Reporter) 
 def left_behind(job: Job, folder: Path, record: dict[str, Any], after: Outcome | None) -> dict[str, Any]:
     """The artifact, the predictions, the card and the result, whose presence says that the run is finished."""
     size = save_artifact(folder / "artifact", job.net, job.delta, job.method, description(job), job.data.reader.tokenizer, job.run.objective.state_dict())
+    for name, content in written(job).items():
+        write_file(folder / "artifact" / name, content)
     record = {**record, "artifact_bytes": size}
     if after:
         lines = "".join(predictions(one.eval, after.parts.get(name, after), name if job.data.parts else "") for name, one in job.data.each.items() if one.eval)

@@ -30,7 +30,7 @@ EIGHT = {
     "full": Full(), "head": Head(), "layers": Layers(last=1, unfreeze=1), "adapter": Adapter(), "prompt": Prompt(length=3), "prefix": Prefix(length=3),
     "lora": LoRA(), "bitfit": BitFit(),
 }  # fmt: skip
-assert EIGHT.keys() == METHODS.keys() - {"peft", "fusion", "mixture"}
+assert EIGHT.keys() == METHODS.keys() - {"peft", "fusion", "mixture", "hard_prompt"}
 CASES = {  # kind of task, method, rows a batch (1: a process is left without any), tokens a piece, over stored states
     **{f"single-{name}": ("single", name, 5, 10_000, False) for name in EIGHT},
     **{f"{kind}-lora": (kind, "lora", 5, 10_000, False) for kind in ("multi", "score", "tag", "generate", "generate-seq2seq")},

@@ -271,7 +271,7 @@ def test_odds_cost_what_trl_says() -> None:
 NEUTRAL = {
     name: made
     for name, made in {
-        **{n: m() for n, m in METHODS.items() if n not in ("peft", "fusion", "mixture", "prompt", "prefix", "layers", "head")},
+        **{n: m() for n, m in METHODS.items() if n not in ("peft", "fusion", "mixture", "hard_prompt", "prompt", "prefix", "layers", "head")},
         "layers": Layers(last=1),
     }.items()
     if made.neutral

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..core import Batch, Delta, Ragged
+from ..core import Batch, Delta, Objective, Ragged
 from ..dataset import Dataset, Part
 from ..job import agreed, fits, lengths, sizes, tables_of
 from ..networks.blank import blank_network
@@ -85,7 +85,7 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
     heavy = next(pieces(table.batch(max(found[name], key=lambda rows: sum(table.long[i] for i in rows))), recipe.update.micro))
     *_, longest = table.once()
     torch.manual_seed(recipe.seed)
-    with blank_network(data.source, generates=recipe.generates, dropout=recipe.dropout, tokenizer=data.reader.tokenizer) as net:
+    with blank_network(data.source, generates=recipe.generates, worded=data.worded, dropout=recipe.dropout, tokenizer=data.reader.tokenizer) as net:
         net.pool, net.labels = recipe.head.pool or net.pool, data.task.labels
         published = sum(p.numel() for p in net.parameters())
         add_heads(net, recipe, data)
@@ -97,14 +97,14 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         net.compute, net.room.kernel = DTYPES[choice.dtype], "matmul" if choice.kernel == "varlen" else choice.kernel
         delta.cast(net.compute, keep=False)
         floor = cached_above(net, delta)
-        pooled = floor == net.anatomy.depth and one.task.name in ("classify", "score")
+        pooled = floor == net.anatomy.depth and one.task.outputs > 0 and one.task.name in ("classify", "score")
         learn.meet(net)
         batch = learn.presumed(net, started(heavy, net, floor, pooled))
         return Rehearsal(
             trainable=sum(p.numel() for p in delta.parameters().values()),
             total=sum(p.numel() for p in net.parameters()),
             weights=weights_of(net, recipe.model.bits, published) + sum(value.nbytes for value in delta.base.values()),
-            step=worked(net, batch, lambda: torch.stack(list(learn(net, batch).values())).sum().backward(), net.train),
+            step=worked(net, batch, lambda: moved(learn, net, batch, method.learns), net.train),
             fill=filled(net, longest, floor, pooled) if floor else None,
             stored=sum(stored_values(part, pooled) for d in data.each.values() for part in (d.train, d.eval, d.test) if part)
             * net.anatomy.width
@@ -128,6 +128,14 @@ def laid_out(found: Mapping[str, list[list[int]]], tables: Mapping[str, Table]) 
         steps += [[before + i for i in rows] for rows in found[name]]
         before += len(table)
     return steps
+
+
+def moved(learn: Objective, net: Transformer, batch: Batch, learns: bool) -> None:
+    """What a step computes."""
+    with torch.set_grad_enabled(learns):
+        loss = torch.stack(list(learn(net, batch).values())).sum()
+    if learns:
+        loss.backward()
 
 
 def cached_above(net: Transformer, delta: Delta) -> int:

@@ -76,7 +76,17 @@ def of_method(name: str, case: Case, outlook: Outlook | None) -> Verdict:
     if case.wishes.keep and outlook.forgot is not None:
         score -= 0.05 * max(0.0, outlook.forgot)
         why.append(f"raised the loss on a general text by {outlook.forgot:.2f} nats in like cases")
-    return Verdict(name, fits, score, why, outlook)
+    return Verdict(name, fits, score, [*why, *BESIDE[name](case)] if name in BESIDE else why, outlook)
+
+
+def designed(case: Case) -> list[str]:
+    """Prompts without parameters, where there is little to learn from."""
+    if case.task != "classify" or case.shape is None or not case.shape.labels or case.each > FEW:
+        return []
+    return ["with so few rows also words instead of vectors: `method: hard_prompt` trains nothing, `objective: cloze` trains any method through label words"]
+
+
+BESIDE: dict[str, Callable[[Case], list[str]]] = {"prompt": designed}
 
 
 def expectation(outlook: Outlook) -> str:

@@ -15,7 +15,7 @@ from ..recipe import Recipe, recipe, renamed
 from ..recipe_yaml import Places, apply_overrides, closest
 from ..sections import Budget
 
-EIGHT = tuple(name for name, row in METHODS.items() if name != "peft" and not row.builds)
+EIGHT = tuple(name for name, row in METHODS.items() if name != "peft" and row.learns and not row.builds)
 TIME, NUMBER = re.compile(r"([0-9.]+)([smh])"), re.compile(r"([0-9.]+)([kM]?)")
 COMMA = re.compile(r",(?![^\[{]*[\]}])")  # not inside brackets
 

@@ -108,7 +108,8 @@ def several(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.
 
 def baselines(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Result]:
     """All that make sense for the task; those that lie finished in the folder are taken from there."""
-    data = shared.data(recipe)
+    plain = replace(recipe, method={"kind": "head"}, objective={"kind": "supervised"}) if OBJECTIVES[recipe.objective["kind"]].rows else recipe
+    data = shared.data(plain)  # a head reads rows as they are, not asked about in words
     if len({one.task.key for one in data.each.values()}) > 1:
         return []  # there is no head that all tasks share
     names = OF_KIND.get(data.task.kind, ["majority", "nearest centroid", "linear probe"])
@@ -120,7 +121,7 @@ def baselines(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Result
     if missing := [name for name in names if name not in found]:
         reporter.say(f"baselines: {', '.join(missing)}")
         asked = texts_to_write if data.task.outputs == 0 else linear_heads
-        for name, record, lines in asked(recipe, data, shared, reporter, missing):
+        for name, record, lines in asked(plain, data, shared, reporter, missing):
             found[name] = left(folders[name], {**record, "recipe": wanted}, lines)
     return [found[name] for name in names if name in found]
 

@@ -21,6 +21,8 @@ class Method(ABC):
     """What may move. A frozen dataclass of hyper-parameters; knows no loss and no data.
 
     rates    learning rate by kind of architecture at the width in WIDTHS, measured or, for what does not fit here, published (docs/LOG.md)
+    learns   it has parameters, which a gradient moves; else `update` names what chooses instead
+    implies  the objective of a task, where only this method's own will do; `hands_on` are the options that it is given
     needs_head  it moves nothing but what stands on the trunk: a head or a vocabulary
     matrices what moves are matrices: the wider the model, the lower their best rate, as 1 / width (Yang et al. 2022, table 3); vectors keep theirs
     neutral  attaching it changes no output
@@ -34,6 +36,10 @@ class Method(ABC):
     builds: ClassVar[bool] = False
     matrices: ClassVar[bool] = False
     needs_head: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
+    update: ClassVar[str] = "descend"
+    implies: ClassVar[Mapping[str, str]] = {}
+    hands_on: ClassVar[tuple[str, ...]] = ()
     rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-3, "decoder": 1e-3, "seq2seq": 1e-3}
 
     def rate(self, kind: str, width: int) -> float:
@@ -51,6 +57,11 @@ class Method(ABC):
     def settled(self) -> Method:
         """As an artifact names it: nothing in it lies elsewhere."""
         return self
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps it takes, where that is its own to say."""
+        return None
 
     def refuse(self, net: Network) -> None:
         """Raise Refusal, with what would work, if this method makes no sense on this network."""
@@ -84,7 +95,7 @@ class Method(ABC):
         added = frozenset(n for n, t in net.state_dict(keep_vars=True).items() if id(t) not in before)
         live = {n for n, p in names.items() if p.is_floating_point() and not n.startswith(tuple(f"{path}." for path in net.anatomy.unused))}
         trains = frozenset(n for n in live if n.startswith("heads.") or self.trains(n, net))
-        if not trains:
+        if self.learns and not trains:
             raise Refusal(f"{type(self).__name__} finds nothing to train in this network", where="method", fix="tunesmith list methods")
         base = {n: names[n].detach().clone() for n in trains - added} if keep else {}
         delta = Delta(net, added, trains, inserts, base, keep, {n: self.pace(n, net) for n in trains}, {n: self.wakes(n, net) for n in trains})

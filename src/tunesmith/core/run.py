@@ -24,6 +24,7 @@ class Objective(nn.Module, ABC):
     Never owns the network; anything learnable in it is its own parameter.
 
     tasks   the recipe's tasks that it serves
+    rows    kinds of rows that it reads in another form, and that form's kind
     needs   the columns both halves look up; what the data does not give, a source adds (job.py, ADDED)
     judges  those of them that evaluation looks up too
     whole   all rows of a batch see each other, so its gradient is formed by `gradcache`; what `read` returns has one entry a row
@@ -37,6 +38,7 @@ class Objective(nn.Module, ABC):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ()
+    rows: ClassVar[Mapping[str, str]] = {}
     needs: frozenset[str] = frozenset()
     judges: frozenset[str] = frozenset()
     whole: bool = False

@@ -12,7 +12,7 @@ from ..advice.evidence import Cell, cells_of, rows_of
 from ..comparison.arms import EIGHT
 from ..construct import options as options_of
 from ..errors import Refusal
-from ..guide import GUIDE, Text
+from ..guide import FURTHER, GUIDE, Text
 from ..methods import METHODS
 from ..networks.load import kind_of, load_config, load_tokenizer, origin
 from ..objectives import OBJECTIVES
@@ -24,6 +24,7 @@ from ..updates import UPDATES
 from . import svg, terminal
 from .figure import Figure, drawn
 
+ROWS = {**GUIDE, **FURTHER}
 AS_GOOD = 0.02  # a gap under which a method was as good as the best, as a share of what there was to gain
 
 
@@ -64,20 +65,22 @@ class Explanation:
 
 def explain(name: str, model: str = "minilm", options: Sequence[str] = (), task: str | None = None) -> Explanation:
     """Of a method on a model, or of an objective or a stream. Only the model's configuration is read. Raises Refusal for a name that is none of them."""
-    if name in METHODS:
+    if name in METHODS and METHODS[name].learns:
         return of_method(name, model, options, task)
-    if name not in GUIDE and name not in OBJECTIVES:
+    if name not in GUIDE and name not in OBJECTIVES and name not in METHODS:
         known = sorted({*METHODS, *GUIDE, *OBJECTIVES})
         near = closest(name, known)
         raise Refusal(f"there is no row {name!r}", where="explain", fix=f"did you mean `{near}`?" if near else f"one of {', '.join(known)}")
     if name in STREAMS:
         return of_stream(name)
-    here = OBJECTIVES.get(name)
-    about = first_sentence(inspect.getdoc(here)) if here else ""
-    facts = [about] if about and name in GUIDE else []
+    here, method = OBJECTIVES.get(name), METHODS.get(name)
+    about = first_sentence(inspect.getdoc(here or method)) if here or method else ""
+    facts = [about] if about and text_of(name) else []
     facts += ["needs the columns " + ", ".join(sorted(here.needs))] if here and here.needs else []
-    facts += ["options: " + ", ".join(f.name for f in fields(options_of(here)))] if here else []
-    return Explanation(name, GUIDE[name].kind if name in GUIDE else "objective", text_of(name), about, "", None, facts, [])
+    options = [*(method.hands_on if method else ()), *(f.name for f in fields(options_of(here) if here else method))] if here or method else []  # type: ignore[arg-type]
+    facts += ["options: " + ", ".join(options)] if options else []
+    kind = ROWS[name].kind if name in ROWS else "objective"
+    return Explanation(name, kind, text_of(name), about, method.paper if method else "", None, facts, [])
 
 
 def of_stream(name: str) -> Explanation:
@@ -111,7 +114,7 @@ def of_method(name: str, model: str, options: Sequence[str], task: str | None) -
 
 
 def text_of(name: str) -> Text | None:
-    return GUIDE[name].texts["en"] if name in GUIDE else None
+    return ROWS[name].texts["en"] if name in ROWS else None
 
 
 def first_sentence(text: str | None) -> str:

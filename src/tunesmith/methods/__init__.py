@@ -7,6 +7,7 @@ from .adapter import Adapter
 from .bitfit import BitFit
 from .full import Full
 from .fusion import Fusion
+from .hard_prompt import HardPrompt
 from .head import Head
 from .layers import Layers
 from .lora import LoRA
@@ -27,4 +28,5 @@ METHODS: dict[str, type[Method]] = {
     "fusion": Fusion,
     "mixture": Mixture,
     "peft": Peft,
+    "hard_prompt": HardPrompt,
 }

@@ -18,7 +18,7 @@ from .transformer import Transformer, own_tokens, with_prompt
 
 
 @contextmanager
-def blank_network(source: Origin, *, generates: bool, dropout: float | None = None, tokenizer: Any = None) -> Iterator[Transformer]:
+def blank_network(source: Origin, *, generates: bool, worded: bool = False, dropout: float | None = None, tokenizer: Any = None) -> Iterator[Transformer]:
     """Within, every tensor has a shape, a dtype and a device, and no storage. What only values could tell is presumed: that a class packs which
     takes a seat, and that stored states may stand for the blocks under them. Raises Refusal where loading the model would, but for its weights.
     """
@@ -27,14 +27,14 @@ def blank_network(source: Origin, *, generates: bool, dropout: float | None = No
     if dropout is not None:
         set_dropout(config, dropout)
     with torch.device("meta"):
-        model = auto_class(config, generates).from_config(
+        model = auto_class(config, generates, worded).from_config(
             config, dtype=getattr(config, "dtype", None) or torch.float32, attn_implementation=attention_for(config)
         )
     if source.blocks is not None:
         keep_blocks(model, source.blocks)
     with FakeTensorMode(allow_non_fake_inputs=True):
         unreal(model)
-        net = laid_out(model, generates, tokenizer=tokenizer)
+        net = laid_out(model, generates or worded, tokenizer=tokenizer)
         if net.anatomy.kind != "seq2seq":
             try:
                 net.arity = block_arity(net)

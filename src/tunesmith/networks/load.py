@@ -18,6 +18,7 @@ from .dropout import quicken
 from .embedded import Origin as Origin
 from .embedded import origin as origin
 from .heads import Head, Pool
+from .masked import voiced
 from .parts import anatomy
 from .quantised import configuration, own_tensors, tame
 from .shorten import keep_blocks
@@ -72,6 +73,7 @@ def load_network(
     source: Origin,
     *,
     generates: bool,
+    worded: bool = False,
     pool: Pool | None = None,
     device: torch.device | str = "cpu",
     dropout: float | None = None,
@@ -80,6 +82,7 @@ def load_network(
     """Load the published weights (safetensors only) in the dtype of the checkpoint and look the network over.
 
     generates   build the language model with its vocabulary head; otherwise the bare trunk
+    worded      its vocabulary is asked for label words: the masked language model of an encoder, else as `generates`
     dropout     replaces the published dropout everywhere, attention included
     """
     attention.register()
@@ -89,18 +92,21 @@ def load_network(
         set_dropout(config, dropout)
     extra = {} if source.bits is None else {"quantization_config": configuration(source.bits), "device_map": {"": torch.device(device)}}
     try:
-        model = auto_class(config, generates).from_pretrained(
+        made: Any = auto_class(config, generates, worded)
+        model, found = made.from_pretrained(
             source.path, revision=source.revision or "main", config=config, dtype="auto", use_safetensors=True, trust_remote_code=False,
-            attn_implementation=attention_for(config), **extra,
+            attn_implementation=attention_for(config), output_loading_info=True, **extra,
         )  # fmt: skip
     except (OSError, ValueError, ImportError) as e:
         raise unreachable(source, e) from e
+    if worded and found["missing_keys"]:
+        raise mute(config)
     if source.blocks is not None:
         keep_blocks(model, source.blocks)
     if source.bits is None:
-        return look_over(model.to(device), generates, pool, tokenizer)  # type: ignore[arg-type]
+        return look_over(model.to(device), generates or worded, pool, tokenizer)  # type: ignore[arg-type]
     tame(model)
-    net = look_over(model, generates, pool, tokenizer)
+    net = look_over(model, generates or worded, pool, tokenizer)
     net.register_state_dict_post_hook(own_tensors)
     return net
 
@@ -117,8 +123,12 @@ def set_dropout(config: hf.PretrainedConfig, value: float) -> None:
             setattr(config, key, value)
 
 
-def auto_class(config: hf.PretrainedConfig, generates: bool):
-    if not generates:
+def auto_class(config: hf.PretrainedConfig, generates: bool, worded: bool = False):
+    if worded and kind_of(config) == "encoder":
+        if not voiced(config.architectures):
+            raise mute(config)
+        return hf.AutoModelForMaskedLM
+    if not generates and not worded:
         return hf.AutoModel
     if config.is_encoder_decoder:
         return hf.AutoModelForSeq2SeqLM
@@ -129,6 +139,15 @@ def auto_class(config: hf.PretrainedConfig, generates: bool):
             fix="use a decoder (GPT-2, Llama, Qwen, ...) or an encoder-decoder (T5, BART), or task: classify | tag | score",
         )
     return hf.AutoModelForCausalLM
+
+
+def mute(config: hf.PretrainedConfig) -> Refusal:
+    return Refusal(
+        f"this model was published as {(config.architectures or ['a trunk'])[0]}, without the head that predicts words",
+        where="model",
+        why="label words are read off the vocabulary at the mask",
+        fix="a masked language model, such as google-bert/bert-base-uncased, or a decoder, such as desk-lm",
+    )
 
 
 def kind_of(config: hf.PretrainedConfig) -> str:
@@ -164,13 +183,21 @@ def laid_out(model: Any, generates: bool, pool: Pool | None = None, tokenizer: A
     if kind == "seq2seq":
         at, trunk = f"model.{model.base_model_prefix}" if model.base_model is not model else "model", model.base_model
     parts = replace(anatomy(trunk, config, at, kind), vocabulary=output_embedding(model) if generates else None)
+    fills = generates and kind == "encoder"
+    if fills:
+        parts = replace(parts, tails=(*parts.tails, *on_top(model)))
     quicken(model)
-    net = Transformer(model, at, parts, pool=pool or ("last" if kind == "decoder" else "mean"), room=Room(), tokenizer=tokenizer)
+    net = Transformer(model, at, parts, pool=pool or ("last" if kind == "decoder" else "mean"), room=Room(), tokenizer=tokenizer, fills=fills)
     net.takes_prefix = seat(net)
     if not net.takes_prefix and config._attn_implementation == NAME:
         config._attn_implementation = "eager"  # else it builds masks for a function that it never calls
     net.packs = net.takes_prefix and kind != "seq2seq"
     return net
+
+
+def on_top(model: Any) -> list[str]:
+    """Paths of what a masked language model has above its trunk."""
+    return [f"model.{name}" for name, part in model.named_children() if part is not model.base_model and next(part.parameters(), None) is not None]
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from .buckets import bucket_logp
 from .heads import POOLS, Pool
 from .inside import overheard
 from .layout import Bucket, Gather, Layout, layout
+from .masked import before_vocabulary
 from .targets import target_buckets, target_logp
 from .trunk import listening_at, starting_at
 from .vocabulary import label_logp, logits_of
@@ -32,16 +33,17 @@ class Transformer(Network):
     """`model` as transformers built it; its trunk lies at `at`; `packs` says whether rows may lie end to end.
 
     compute   dtype of the matrix products (autocast); parameters that train stay fp32
+    fills     it is a masked language model: between its last states and its vocabulary stands a head of its own
     """
 
-    def __init__(self, model: Any, at: str, anatomy: Anatomy, *, pool: Pool = "mean", room: Room | None = None, tokenizer=None):
+    def __init__(self, model: Any, at: str, anatomy: Anatomy, *, pool: Pool = "mean", room: Room | None = None, tokenizer=None, fills: bool = False):
         super().__init__()
         self.model, self.at, self.anatomy, self.pool, self.packs = model, at, anatomy, pool, True
         self.heads = nn.ModuleDict()
         self.prompt: Slot | None = None
         self.prefix: Slot | None = None
         self.labels: tuple[str, ...] = ()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.fills = tokenizer, fills
         self.takes_prefix = False
         self.room = room or Room()
         self.compute = torch.float32
@@ -232,6 +234,9 @@ class Transformer(Network):
         return self.voice(self.states(batch).values[batch.labelled()])
 
     def voice(self, h: Tensor) -> Tensor:
+        if self.fills:
+            with self.precision():
+                return before_vocabulary(self.model, self.trunk, h)
         config = self.model.config
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         return h if scale == 1 else h * scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..core import Objective
+from .cloze import Cloze
 from .contrast import Contrast
 from .distil import Distil
 from .prefer import Prefer
@@ -17,4 +18,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "prefer": Prefer,
     "reinforce": Reinforce,
     "setfit": SetFit,
+    "cloze": Cloze,
 }

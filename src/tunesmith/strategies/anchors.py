@@ -178,6 +178,7 @@ class MAS(Anchors):
 
     paper: ClassVar[str] = "Aljundi et al. 2018, https://arxiv.org/abs/1711.09601"
     rows: ClassVar[bool] = True
+    hears: ClassVar[bool] = True
 
     def meet(self, net: Network, delta: Delta, kinds: Mapping[str, str]) -> None:
         super().meet(net, delta, kinds)

@@ -115,6 +115,7 @@ class LwF(Strategy):
 
     paper: ClassVar[str] = "Li & Hoiem 2016, https://arxiv.org/abs/1606.09282"
     tasks: ClassVar[tuple[str, ...]] = ("classify", "tag", "score")
+    hears: ClassVar[bool] = True
     rows: ClassVar[bool] = True
     anchors: ClassVar[bool] = True
 

@@ -194,6 +194,7 @@ class Der(Remembering):
 
     paper: ClassVar[str] = "Buzzega et al. 2020, https://arxiv.org/abs/2004.07211"
     tasks: ClassVar[tuple[str, ...]] = ("classify", "tag", "score")
+    hears: ClassVar[bool] = True
 
     @property
     def draws(self) -> tuple[bool, ...]:

@@ -119,6 +119,7 @@ class Route(Strategy):
 
     paper: ClassVar[str] = "Aljundi et al. 2017, https://arxiv.org/abs/1611.06194"
     tasks: ClassVar[tuple[str, ...]] = ("classify", "tag", "score")
+    hears: ClassVar[bool] = True
     rows: ClassVar[bool] = True
     base: ClassVar[bool] = True
 

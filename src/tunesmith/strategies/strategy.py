@@ -20,6 +20,7 @@ class Strategy(Listener):
     tasks    the recipe's tasks it works with; none named: all
     rows     it keeps rows of past stages, or asks about them again
     apart    it needs a loss in which no row sees another
+    hears    it looks at what heads say
     base     it asks the network as it was before it was tuned
     anchors  it keeps old tasks by holding parameters or outputs alone, without one of their rows
     """
@@ -30,6 +31,7 @@ class Strategy(Listener):
     tasks: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[bool] = False
     apart: ClassVar[bool] = False
+    hears: ClassVar[bool] = False
     base: ClassVar[bool] = False
     anchors: ClassVar[bool] = False
 

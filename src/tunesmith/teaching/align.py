@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Refusal
-from ..sources.text.encode import Reader, learnt
+from ..sources.text.encode import Reader
 from ..sources.text.template import Template
+from ..sources.text.tokens import learnt
 
 LEAST = 0.05  # share of the student's positions below which nothing would be learnt
 

@@ -20,7 +20,7 @@ from ..parallel import told
 from ..sources.answers import Answers
 from ..sources.enriched import Enriched
 from ..sources.table import Table
-from ..sources.text.encode import next_tokens, ragged
+from ..sources.text.tokens import next_tokens, ragged
 from .ask import Question, answers, width
 from .report import about
 from .teacher import Teacher

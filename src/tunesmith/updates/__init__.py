@@ -5,6 +5,7 @@ from __future__ import annotations
 from .balance import DWA, FAMO, UW, GradNorm
 from .descend import Descend, Form, Formed, Summed
 from .gradcache import Cached
+from .search import Search
 from .surgery import MGDA, CAGrad, PCGrad, TorchJD, UPGrad
 
 UPDATES: dict[str, type[Form]] = {
@@ -21,4 +22,4 @@ UPDATES: dict[str, type[Form]] = {
     "torchjd": TorchJD,
 }
 
-__all__ = ["UPDATES", "Descend", "Form", "Formed"]
+__all__ = ["UPDATES", "Descend", "Form", "Formed", "Search"]

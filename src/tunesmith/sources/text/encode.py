@@ -14,6 +14,9 @@ from ...errors import Refusal
 from .examples import UNKNOWN, Classified, Dialogue, Example, Judged, Plain, Preferred, Related, Scored, Tagged
 from .task import Task
 from .template import Template
+from .tokens import first_tokens, learnt, next_tokens, ragged
+from .worded import worded_columns
+from .wording import Wording
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Reader:
     template: str = "auto"
     learn_prompt: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
+    wording: Wording | None = None  # of kind `cloze`: how a row is asked about
+    masked: bool = False  # the words are filled in, not written
+    near: Callable[[Sequence[Classified]], list[Any]] | None = None  # demonstrations of each row, where they are chosen for it
     drop_cut: bool = False  # leave out rows whose labels were all cut off, instead of refusing
 
     def encode(self, examples: Sequence[Example], task: Task) -> Encoded:
@@ -50,10 +56,6 @@ class Reader:
 
     def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, Any]:
         return self.tokenizer(list(texts), None if pairs is None else list(pairs), truncation=True, max_length=self.max_length, verbose=False)
-
-
-def ragged(rows: Sequence[Sequence[int]]) -> Ragged:
-    return Ragged(torch.tensor([x for row in rows for x in row], dtype=torch.long), tuple(len(row) for row in rows))
 
 
 def halves(examples: Sequence[Classified | Scored]) -> tuple[list[str], list[str] | None]:
@@ -116,24 +118,6 @@ def tag(reader: Reader, examples: Sequence[Tagged], task: Task) -> Encoded:
     return Encoded(columns, tuple(examples[i] for i in kept), lengths, dropped(examples, kept))
 
 
-def first_tokens(example: Tagged, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(word, token) for each word that has a token: the first whose characters reach into it."""
-    starts, ends, place = [], [], 0
-    for token, space in zip(example.tokens, example.spaces, strict=True):
-        starts.append(place)
-        ends.append(place + len(token))
-        place += len(token) + space
-    found: list[tuple[int, int]] = []
-    word = 0
-    for t, (start, end) in enumerate(offsets):
-        while word < len(starts) and ends[word] <= start:
-            word += 1
-        if start < end and word < len(starts) and starts[word] < end:
-            found.append((word, t))
-            word += 1
-    return found
-
-
 def dialogues(reader: Reader, examples: Sequence[Dialogue], task: Task) -> Encoded:
     """Decoders: `at` are the positions whose next token is to be learnt, `label` that token."""
     template = Template.of(reader.tokenizer, reader.template)
@@ -145,17 +129,6 @@ def dialogues(reader: Reader, examples: Sequence[Dialogue], task: Task) -> Encod
     kept = keep(reader, examples, [bool(a) for a in at], "answers")
     columns = next_tokens([rows[i] for i in kept], [at[i] for i in kept])
     return Encoded(columns, tuple(examples[i] for i in kept), tuple(len(found[i]["input_ids"]) for i in kept), dropped(examples, kept))
-
-
-def learnt(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Positions t whose token t + 1 begins inside a span to be learnt. Specials that the tokenizer added (empty offsets) are not."""
-    inside = [start < end and any(a <= start < b for a, b in spans) for start, end in offsets]
-    return [t - 1 for t, yes in enumerate(inside) if yes and t > 0]
-
-
-def next_tokens(rows: Sequence[Sequence[int]], at: Sequence[Sequence[int]]) -> dict[str, Tensor | Ragged]:
-    label = [[row[t + 1] for t in places] for row, places in zip(rows, at, strict=True)]
-    return {"ids": ragged(rows), "at": ragged(at), "label": ragged(label)}
 
 
 def plain(reader: Reader, examples: Sequence[Plain], task: Task) -> Encoded:
@@ -288,6 +261,7 @@ def dropped(examples: Sequence[Example], kept: Sequence[int]) -> list[str]:
 
 ENCODERS: dict[str, Callable[[Reader, Any, Task], Encoded]] = {
     "single": single,
+    "cloze": lambda reader, examples, task: Encoded(*worded_columns(reader, examples, task)),
     "multi": multi,
     "score": score,
     "tag": tag,

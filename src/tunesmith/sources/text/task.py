@@ -13,7 +13,7 @@ from .examples import Example, Judged, Preferred, Related
 class Task:
     """What is asked of a model, by what its rows are.
 
-    kind    classify: single, multi; tag; score: score, or reward (a better and a worse answer);
+    kind    classify: single, multi, cloze (one label, asked in words of the vocabulary); tag; score: score, or reward (a better and a worse answer);
             generate: generate, preferred (a better and a worse answer), judged (an answer and a verdict);
             embed: pairs, similar (two texts and a score), grouped (texts with a label), texts
     head    what stands on the network for it, where that is not named as the task is: one of several tasks
@@ -32,7 +32,7 @@ class Task:
     @property
     def outputs(self) -> int:
         """Outputs of the head; 0 where the vocabulary is the head."""
-        return 1 if self.name == "score" else len(self.labels) if self.name in ("classify", "tag") else 0
+        return 1 if self.name == "score" else len(self.labels) if self.name in ("classify", "tag") and self.kind != "cloze" else 0
 
 
 def task_of(name: str, examples: Sequence[Example], multi_label: bool = False) -> Task:
