@@ -22,13 +22,13 @@ from test_resume import same, train_with_stops
 from tiny import network, rows
 from tunesmith.advice.rehearsal import Live, rehearse
 from tunesmith.artifact import export, load
+from tunesmith.comparison.arms import EIGHT
 from tunesmith.comparison.compare import compare
 from tunesmith.core import Batch, Ragged
 from tunesmith.dataset import read_data
 from tunesmith.errors import Refusal
 from tunesmith.fitted_head import PENALTY, embeddings, regression
 from tunesmith.job import agreed
-from tunesmith.methods import METHODS
 from tunesmith.objectives import SetFit
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
@@ -210,7 +210,7 @@ def test_a_class_without_a_row_is_never_said():
     assert (np.ones((1, 3)) @ weight.T + bias).argmax() == 1
 
 
-@pytest.mark.parametrize("method", list(METHODS.keys() - {"peft", "head"}))
+@pytest.mark.parametrize("method", [m for m in EIGHT if m != "head"])
 def test_a_run_by_any_method(work, tmp_path, method):
     """The body learns, the head fits the tuned body, and the artifact alone says what the run said."""
     options = {"adapter": {"width": 4}, "prompt": {"length": 3}, "prefix": {"length": 3}, "layers": {"last": 1}, "lora": {"rank": 2}}.get(method, {})
