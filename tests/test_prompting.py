@@ -489,3 +489,50 @@ def test_every_method_trains_through_words_or_is_refused_before_loading(kind, tm
         else:
             assert run(recipe(made), QUIET)["steps"] == 1
     assert len(loads) == len(EIGHT) - 1
+
+
+# ------------------------------------------------------------------------------------------------ among several tasks
+
+
+def in_stages(work: Path, strategy: str, **more) -> dict:
+    """The rows of `plan` in two parts."""
+    made = plan(work, "masked", "lora", **more)
+    lines = Path(made["data"]["train"]).read_text().splitlines()
+    (work / "parted.jsonl").write_text("".join(json.dumps({**json.loads(line), "part": "xy"[i % 4 // 2]}) + "\n" for i, line in enumerate(lines)))
+    parted = {"data": dict.fromkeys(("train", "eval"), str(work / "parted.jsonl")), "evaluate": {}, "budget": {"steps": 2}}
+    return {**made, **parted, "stream": {"kind": "sequence", "by": "part"}, "strategy": strategy}
+
+
+@pytest.mark.parametrize("kind", ["masked", "decoder"])
+def test_a_task_in_words_beside_one_with_a_head(kind, tmp_path):
+    made = plan(tmp_path, kind, "lora", budget={"steps": 3})
+    data = made.pop("data")
+    made.pop("objective", None)
+    own = {"task": made.pop("task"), "data": data}
+    record = run(recipe({**made, "tasks": {"said": {**own, "objective": CLOZE}, "sorted": own}}), QUIET).record
+    assert {"said.accuracy", "sorted.accuracy"} <= set(record["after"])
+    tuned = artifact.load(made["out"])
+    assert set(tuned.net.heads) == {"sorted"}
+    lines = [json.loads(line) for line in (Path(made["out"]) / "predictions.jsonl").read_text().splitlines()]
+    for name in ("said", "sorted"):
+        texts = [json.loads(line)["text"] for line in Path(data["eval"]).read_text().splitlines()]
+        assert [r["label"] for r in tuned.of(name).predict(texts)] == [line["predicted"] for line in lines if line["task"] == name]
+
+
+@pytest.mark.parametrize("strategy", ["replay", "ewc", "joint"])
+def test_words_are_kept_over_stages(strategy, tmp_path):
+    record = run(recipe(in_stages(tmp_path, strategy, objective=CLOZE)), QUIET).record
+    assert record["stages"] == ["x", "y"] and record["metric"] == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "more", "sentence"),
+    [
+        ("lwf", {"objective": {"kind": "cloze"}}, "which holds on to what heads say"),
+        ("naive", {"objective": {"kind": "cloze", "verbaliser": "soft"}}, "vectors are those of one task's labels"),
+        ("naive", {"method": "hard_prompt"}, "a prompt is chosen on the rows of one task"),
+    ],
+)
+def test_what_makes_no_sense_over_stages_is_refused(strategy, more, sentence, tmp_path):
+    with pytest.raises(Refusal, match=sentence):
+        recipe(in_stages(tmp_path, strategy) | more)

@@ -15,7 +15,7 @@ from tunesmith.networks.decode import Sampling, generate
 from tunesmith.networks.sample import Draw, choose, sample
 
 PROMPTS = [[7, 9, 11], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [40], [21, 22, 23, 24, 25], [60, 61]]
-SEVEN = [m for m in METHODS if m not in ("peft", "head", "fusion", "mixture")]
+SEVEN = [m for m in METHODS if m not in ("peft", "head", "fusion", "mixture", "hard_prompt")]
 
 
 def tuned(name: str, method: str | None):

@@ -210,7 +210,7 @@ def test_a_class_without_a_row_is_never_said():
     assert (np.ones((1, 3)) @ weight.T + bias).argmax() == 1
 
 
-@pytest.mark.parametrize("method", [name for name in EIGHT if name != "head"])
+@pytest.mark.parametrize("method", [m for m in EIGHT if m != "head"])
 def test_a_run_by_any_method(work, tmp_path, method):
     """The body learns, the head fits the tuned body, and the artifact alone says what the run said."""
     options = {"adapter": {"width": 4}, "prompt": {"length": 3}, "prefix": {"length": 3}, "layers": {"last": 1}, "lora": {"rank": 2}}.get(method, {})

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import shop
+import worded
 from tunesmith import shared
 from tunesmith.comparison.arms import EIGHT
 from tunesmith.errors import Refusal
@@ -36,6 +37,7 @@ WAYS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {  # name -> rows 
     "distil": ("", {"encoder": "classify", "decoder": "generate"}, {"kind": "distil"}),
     "contrast": ("", {"encoder": "embed", "decoder": "embed"}, {"kind": "contrast"}),
     "setfit": ("", {"encoder": "classify", "decoder": "classify"}, {"kind": "setfit"}),
+    "cloze": ("", {"encoder": "classify", "decoder": "classify"}, {"kind": "cloze"}),
     "dpo": ("generate", {"encoder": "prefer", "decoder": "prefer"}, {"kind": "prefer", "loss": "dpo"}),
     "ppo": ("generate", {"encoder": "generate", "decoder": "generate"}, {**POLICY, "algorithm": "ppo"}),
     "grpo": ("generate", {"encoder": "generate", "decoder": "generate"}, {**POLICY, "algorithm": "grpo", "group": 4}),
@@ -43,12 +45,13 @@ WAYS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {  # name -> rows 
 LABELLED = {"contrast": "grouped"}  # rows with a label each, where those of the way have none
 BESIDE = {"task": "classify", "objective": {"kind": "supervised"}}  # the other task of a mix
 MODELS = {"encoder": shop.encoder, "decoder": shop.decoder}
+MASKED = {("cloze", "encoder"): worded.masked}  # where the words of the vocabulary answer
 
 
 def base(work: Path, way: str, model: str, stream: str) -> dict[str, Any]:
     """A recipe but for its method, on a tiny model; a teacher is trained where one is needed."""
     task, rows, objective = WAYS[way]
-    MODELS[model](work / "model")
+    MASKED.get((way, model), MODELS[model])(work / "model")
     short = {"budget": {"steps": 1}, "evaluate": {"samples": 0} | ({} if stream == "sequence" else {"every": 10**6})}
     made = shop.recipe(work, LABELLED.get(way, rows[model]) if stream == "few" else rows[model], "full", **short)
     if way == "distil":
