@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import shop
+from tunesmith import ask
 from tunesmith.artifact import load
 from tunesmith.comparison.compare import compare
 from tunesmith.comparison.statistics import draws_of, mean_of, ratio
@@ -73,6 +74,11 @@ def test_tasks_train_together_and_are_judged_apart(work: Path, tmp_path: Path, b
     assert "entities" in tuned.of("t_tag").predict(["w1 w2"])[0]
     with pytest.raises(Refusal, match="no task `other`"):
         tuned.of("other")
+    with pytest.raises(Refusal, match="several tasks"):
+        ask.evaluate(tmp_path / "run", str(work / "tag.jsonl"))
+    scores = ask.evaluate(tmp_path / "run", str(work / "tag.jsonl"), "t_tag")["scores"]
+    assert scores["f1"] == pytest.approx(record["after"]["t_tag.f1"])
+    assert ask.kind_of_run(tmp_path / "run", "t_score") == "score"
 
 
 def test_a_writer_also_classifies(work: Path, tmp_path: Path) -> None:

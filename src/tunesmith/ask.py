@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .artifact import describe, load
+from .artifact import Tuned, describe, load
 from .dataset import Part, desk_records, known
 from .errors import Refusal
 from .judging import probe_of
@@ -26,9 +26,10 @@ from .sources.text.task import kind_of
 ANSWERED = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
 
 
-def evaluate(folder: Path, file: str) -> dict[str, Any]:
-    """The task's metrics on a file, read as the run's own data were."""
-    tuned, made = load(folder), recipe_of(folder)
+def evaluate(folder: Path, file: str, task: str | None = None) -> dict[str, Any]:
+    """The task's metrics on a file, read as the run's own data were. `task`: of several, which."""
+    tuned, made = run_of(folder, task), recipe_of(folder)
+    made = made.each().get(task or "", made)
     d = made.data
     if file.partition("/")[0] == "desk":
         shape = d.train if d.train.partition("/")[0] == "desk" else "desk"
@@ -38,11 +39,25 @@ def evaluate(folder: Path, file: str) -> dict[str, Any]:
     found = detect(records, made.task, d.columns or None, multi_label=d.multi_label, bad_rows=d.bad_rows, repair=d.repair)
     known(tuned.task, found.examples(), "eval")
     kind = kind_of(tuned.task.name, found.examples(), tuned.task.kind == "multi")
-    task = replace(tuned.task, kind=OBJECTIVES[made.objective["kind"]].rows.get(kind, kind))
-    part = Part("eval", found, tuned.reader.encode(found.examples(), task), task)
+    asked = replace(tuned.task, kind=OBJECTIVES[made.objective["kind"]].rows.get(kind, kind))
+    part = Part("eval", found, tuned.reader.encode(found.examples(), asked), asked)
     table = Table(part.encoded.columns, tuned.task.key, device=tuned.net.device)
     outcome = (judged(tuned, part) if tuned.learn else probe_of(part, table, tuned.reader, made)).ask(tuned.net)
     return {"rows": len(part.examples), "loss": outcome.loss, "scores": dict(outcome.scores.values), "undefined": dict(outcome.scores.reasons)}
+
+
+def run_of(folder: Path, task: str | None) -> Tuned:
+    """A finished run; of one with several tasks, the one that is meant."""
+    tuned = load(folder)
+    if task is None and tuned.others:
+        raise Refusal(f"{folder} has several tasks", where="--task", fix=f"--task {' or '.join(tuned.others)}")
+    return tuned.of(task) if task is not None else tuned
+
+
+def kind_of_run(folder: Path, task: str | None) -> str:
+    """What its rows are (see Task)."""
+    about = describe(folder)
+    return about.tasks.get(task or "", {"task": about.task})["task"]["kind"]
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -52,14 +67,14 @@ def recipe_of(folder: Path) -> Recipe:
         raise Refusal(f"{folder} is not the folder of a run", why="recipe.yaml is missing") from e
 
 
-def predictions(folder: Path, asked: Sequence[Any], max_new_tokens: int, temperature: float) -> Iterator[dict[str, Any]]:
-    yield from load(folder).predict(asked, sampling=Sampling(max_new_tokens, temperature))
+def predictions(folder: Path, asked: Sequence[Any], max_new_tokens: int, temperature: float, task: str | None = None) -> Iterator[dict[str, Any]]:
+    yield from run_of(folder, task).predict(asked, sampling=Sampling(max_new_tokens, temperature))
 
 
-def learnable(folder: Path, asked: Sequence[Any], max_new_tokens: int, temperature: float) -> Iterator[dict[str, Any]]:
+def learnable(folder: Path, asked: Sequence[Any], max_new_tokens: int, temperature: float, task: str | None = None) -> Iterator[dict[str, Any]]:
     """Rows to learn from: what was asked, without the answer that the file gives, and what the run said."""
     asked = [unanswered(a) for a in asked]
-    for a, record in zip(asked, predictions(folder, asked, max_new_tokens, temperature), strict=True):
+    for a, record in zip(asked, predictions(folder, asked, max_new_tokens, temperature, task), strict=True):
         if record.get("text") != "":  # an answer that is none teaches nothing
             yield as_row(a, record)
 
@@ -94,11 +109,11 @@ def lines_of(file: str, kind: str = "") -> list[Any]:
     raise Refusal(f"no column text, prompt or messages; found {', '.join(map(str, rows[0]))}", where=file, fix="rename one of them")
 
 
-def chat(folder: Path, max_new_tokens: int, temperature: float) -> None:
+def chat(folder: Path, max_new_tokens: int, temperature: float, task: str | None = None) -> None:
     """A conversation on the terminal; classifiers and taggers answer line by line. An empty line or Ctrl-D ends it."""
     if not sys.stdin.isatty():
         raise Refusal("nothing to predict", where="predict", fix=f'tunesmith predict {folder} "a text", or --file FILE')
-    tuned, said = load(folder), []
+    tuned, said = run_of(folder, task), []
     print(f"{describe(folder).model['name']}, {tuned.task.name}. An empty line ends.")
     while line := input("> ").strip():
         said.append({"role": "user", "content": line})

@@ -24,6 +24,7 @@ LOOSE = {"allow_extra_args": True, "ignore_unknown_options": True}
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe. Then any number of key=value, or --key value, to override it.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; progress on standard error.")]
 Lang = Annotated[str, typer.Option(help="Language of report.html: en or zh-CN.")]
+OneTask = Annotated[str | None, typer.Option("--task", help="Of a run of several tasks, one by its name.")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
 
 
@@ -213,10 +214,12 @@ def report(
 
 
 @app.command("eval", help="Measure a finished run on a file.")
-def evaluate(folder: RunFolder, data: Annotated[str, typer.Argument(help="A file in the format of the training data.")], json: Json = False) -> None:
+def evaluate(
+    folder: RunFolder, data: Annotated[str, typer.Argument(help="A file in the format of the training data.")], task: OneTask = None, json: Json = False
+) -> None:
     from .ask import evaluate as measure
 
-    scores = measure(folder, data)
+    scores = measure(folder, data, task)
     tell(json, scores, lambda: print(eval_text(scores)))
 
 
@@ -228,16 +231,16 @@ def predict(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     rows: Annotated[bool, typer.Option(help="Rows to learn from: what was asked, with the answer. A teacher's text for its students.")] = False,
+    task: OneTask = None,
     json: Json = False,
 ) -> None:
-    from .artifact import describe
-    from .ask import chat, learnable, lines_of, predictions
+    from .ask import chat, kind_of_run, learnable, lines_of, predictions
 
-    asked = lines_of(file, describe(folder).task["kind"]) if file else texts
+    asked = lines_of(file, kind_of_run(folder, task)) if file else texts
     if not asked:
-        chat(folder, max_new_tokens, temperature)
+        chat(folder, max_new_tokens, temperature, task)
         return
-    for record in (learnable if rows else predictions)(folder, asked, max_new_tokens, temperature):
+    for record in (learnable if rows else predictions)(folder, asked, max_new_tokens, temperature, task):
         tell(json, record, lambda record=record: print(record["text"] if list(record) == ["text"] else globals()["json"].dumps(record, ensure_ascii=False)))
 
 
@@ -270,15 +273,12 @@ def mine(
 
 @app.command("list", help="What there is: methods, objectives, sources, streams, updates, tasks.")
 def catalogue(what: Annotated[str | None, typer.Argument(help="One of them.")] = None, json: Json = False) -> None:
-    from .methods import METHODS
     from .recipe import vocabulary
 
     found = vocabulary()
     if what and what not in found:
         raise Refusal(f"there are no {what}", where="list", fix=f"one of {', '.join(found)}")
-    shown = {k: v for k, v in found.items() if what in (None, k)}
-    about = {name: (cls.__doc__ or "").strip().splitlines()[0] for name, cls in METHODS.items()}
-    tell(json, shown, lambda: print(list_text(shown, about)))
+    tell(json, shown := {k: v for k, v in found.items() if what in (None, k)}, lambda: print(list_text(shown)))
 
 
 @app.command(help="Fine-tune the embedded model on the embedded data by all eight methods and print one table. About five minutes.")

@@ -41,9 +41,20 @@ def eval_text(scores: Mapping[str, Any]) -> str:
     return "\n".join([f"{k}: {value(v)}" for k, v in scores["scores"].items()] + [f"note: {why}" for why in dict.fromkeys(scores["undefined"].values())])
 
 
-def list_text(shown: Mapping[str, list[str]], about: Mapping[str, str]) -> str:
-    """The tables, a row a line; methods with the first line of what they say of themselves."""
-    return "\n".join(f"{k}:\n" + "\n".join(f"  {n:10s} {about.get(n, '') if k == 'methods' else ''}".rstrip() for n in v) for k, v in shown.items())
+def list_text(shown: Mapping[str, list[str]]) -> str:
+    """The tables, a row a line, with the first line of what each row says of itself."""
+    from .methods import METHODS
+    from .objectives import OBJECTIVES
+    from .sources.streams import STREAMS
+    from .strategies import STRATEGIES
+    from .updates import UPDATES, Search
+
+    tables: Mapping[str, Mapping[str, type]] = {
+        "methods": METHODS, "objectives": OBJECTIVES, "streams": STREAMS, "strategies": STRATEGIES,
+        "updates": {**UPDATES, "search": Search},
+    }  # fmt: skip
+    about = lambda table, name: (tables[table][name].__doc__ or "").strip().splitlines()[0] if table in tables else ""
+    return "\n".join(f"{table}:\n" + "\n".join(f"  {name:11s} {about(table, name)}".rstrip() for name in names) for table, names in shown.items())
 
 
 def mined_text(found: Mapping[str, Any]) -> str:

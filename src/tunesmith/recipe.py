@@ -155,7 +155,7 @@ def unfolded(found: dict[str, Any]) -> dict[str, Any]:
 def complete(found: dict[str, Any], places: Places | None) -> None:
     """A task with its data, or several; the kind that several are all of is the recipe's."""
     if tasks := found.get("tasks"):
-        if doubled := [key for key in ("data", "head", "objective") if found.get(key) not in (None, {}, DEFAULTS[key])]:
+        if doubled := [key for key, usual in DEFAULTS.items() if found.get(key) and not (isinstance(found[key], Mapping) and {**usual, **found[key]} == usual)]:
             raise Refusal(f"`{doubled[0]}` and `tasks`: each task has its own", where=at(places, doubled[0]), fix=f"tasks.{next(iter(tasks))}.{doubled[0]}")
         of = {t.get("task") for t in tasks.values() if isinstance(t, Mapping)}
         found["task"] = next(iter(of)) if len(of) == 1 else "several"
