@@ -9,7 +9,7 @@ import pytest
 
 import shop
 import worded
-from tunesmith.dataset import read_data
+from tunesmith.curriculum import read_all
 from tunesmith.families import ROWS
 from tunesmith.job import agreed
 from tunesmith.progress import Reporter
@@ -49,4 +49,4 @@ def test_the_families_of_the_demo_are_recipes(family, tmp_path):
     """What they reach is the demo's to show; here that each is read, with rows and an objective that go together."""
     made = recipe(ROWS[family](tmp_path))
     if made.objective["kind"] != "distil":  # whose teacher is the first family's run
-        agreed(made, read_data(made))
+        agreed(made, read_all(made))

@@ -17,6 +17,13 @@ REPLY = {"kind": "regex", "pattern": "(?i)order|订单"}
 ROWS: dict[str, Callable[[Path], dict[str, Any]]] = {  # the family and its recipe, given the folder of all
     "supervised, full": lambda out: {**CLASSIFY, "method": "full", "budget": {"epochs": 4}},
     "few-shot": lambda out: {**CLASSIFY, "method": {"kind": "layers", "last": 2}, "stream": {"kind": "few", "k": 8}},
+    "multi-task": lambda out: {
+        "model": "minilm", "method": {"kind": "layers", "last": 2}, "budget": {"epochs": 4},
+        "tasks": {"intent": {"task": "classify", "data": "desk"}, "urgency": {"task": "classify", "data": "desk/urgency"}, "entities": {"task": "tag", "data": "desk"}},
+    },
+    "continual": lambda out: {
+        **CLASSIFY, "method": {"kind": "layers", "last": 2}, "stream": {"kind": "sequence", "by": "label", "into": 4}, "strategy": {"kind": "derpp", "size": 200},
+    },
     "distillation": lambda out: {
         **CLASSIFY, "model": {"name": "minilm", "blocks": [0, 3]}, "method": "full", "update": {"rate": 3e-4}, "budget": {"epochs": 4},
         "objective": {"kind": "distil", "teacher": str(out / "supervised-full")},
