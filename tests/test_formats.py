@@ -237,7 +237,7 @@ REAL = [
     ("e2e_nlg/devset.csv", "generate", "prompt + completion", 4672, {}),
     ("tatoeba_en_zh/cmn.txt", "generate", "prompt + completion", 20403, {}),
     ("llamafactory_demo/alpaca_zh_demo.json", "generate", "alpaca", 1000, {}),
-    ("llamafactory_demo/kto_en_demo.json", "generate", "messages", 300, {}),
+    ("llamafactory_demo/kto_en_demo.json", "generate", "answer + verdict", 300, {}),
     ("stsb/stsb-zh-train.csv", "score", "pair + score", 5749, {}),
     ("tinystories_sample/train_0.txt", "generate", "plain text", 4948, {}),
     ("chinese_poetry/诗经/shijing.json", "generate", "plain text", 305, {}),
