@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -11,3 +12,9 @@ import transformers
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
+
+
+def pytest_collection_finish(session):
+    """Each run collects garbage before it measures memory; what is there for good (modules, thousands of tests) need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
