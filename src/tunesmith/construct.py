@@ -20,9 +20,15 @@ def build(cls: type[T], data: Any, path: str, places: Places | None, also: tuple
     """A frozen dataclass from a dict. Raises Refusal with the key, and the nearest right one of its fields and of `also`."""
     strict(cls, data, path, places, also)
     try:
-        return TypeAdapter(cls).validate_python(data)
+        return adapter(cls).validate_python(data)
     except ValidationError as e:
         raise first_fault(e, path, places) from e
+
+
+@cache
+def adapter(cls: type[T]) -> TypeAdapter[T]:
+    """Made once: a run builds its method, stream and update from the recipe many times."""
+    return TypeAdapter(cls)
 
 
 def strict(cls: type, data: Any, path: str, places: Places | None, also: tuple[str, ...] = ()) -> None:

@@ -7,9 +7,9 @@ and UPGrad are published as means and are taken K times, so that tasks which agr
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -140,78 +140,70 @@ def root(f: Callable[[float], float], low: float, high: float) -> float | None:
 # ------------------------------------------------------------------------------------------------ rows of UPDATES
 
 
-@dataclass(frozen=True)
-class PCGrad(Form):
-    """Gradient surgery by projection (Yu et al. 2020, https://arxiv.org/abs/2001.06782). The order in which tasks meet is drawn anew each step."""
+class Surgery(Form):
+    """What the rows have in common: all but how tasks are weighed."""
 
     several: ClassVar[bool] = True
     at_once: ClassVar[bool] = True
     shared: ClassVar[bool] = True
 
     def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
-        return operated(run, batches, tokens, seed, pcgrad)
+        return operated(run, batches, tokens, seed, self.weigh)
+
+    @abstractmethod
+    def weigh(self, products: Tensor, seed: int) -> Tensor:
+        """Gramian (K, K) in float64 -> weights (K)."""
 
 
 @dataclass(frozen=True)
-class CAGrad(Form):
+class PCGrad(Surgery):
+    """Gradient surgery by projection (Yu et al. 2020, https://arxiv.org/abs/2001.06782). The order in which tasks meet is drawn anew each step."""
+
+    def weigh(self, products: Tensor, seed: int) -> Tensor:
+        return pcgrad(products, seed)
+
+
+@dataclass(frozen=True)
+class CAGrad(Surgery):
     """Conflict-averse descent (Liu et al. 2021, https://arxiv.org/abs/2110.14048): near the mean gradient, the one that serves the worst-served task best.
 
     c   how far it may be from the mean, in lengths of the mean; 0 is plain descent
     """
 
-    several: ClassVar[bool] = True
-    at_once: ClassVar[bool] = True
-    shared: ClassVar[bool] = True
-
     c: Annotated[float, Ge(0)] = 0.5
 
-    def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
-        return operated(run, batches, tokens, seed, partial(cagrad, c=self.c))
+    def weigh(self, products: Tensor, seed: int) -> Tensor:
+        return cagrad(products, seed, c=self.c)
 
 
 @dataclass(frozen=True)
-class MGDA(Form):
+class MGDA(Surgery):
     """The shortest combination of the gradients (Sener & Koltun 2018, https://arxiv.org/abs/1810.04650); zero where no step serves all."""
 
-    several: ClassVar[bool] = True
-    at_once: ClassVar[bool] = True
-    shared: ClassVar[bool] = True
-
-    def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
-        return operated(run, batches, tokens, seed, mgda)
+    def weigh(self, products: Tensor, seed: int) -> Tensor:
+        return mgda(products)
 
 
 @dataclass(frozen=True)
-class UPGrad(Form):
+class UPGrad(Surgery):
     """Projections on what hurts no task (Quinton & Rey 2024, https://arxiv.org/abs/2406.16232)."""
 
-    several: ClassVar[bool] = True
-    at_once: ClassVar[bool] = True
-    shared: ClassVar[bool] = True
-
-    def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
-        return operated(run, batches, tokens, seed, upgrad)
+    def weigh(self, products: Tensor, seed: int) -> Tensor:
+        return upgrad(products)
 
 
 @dataclass(frozen=True)
-class TorchJD(Form):
+class TorchJD(Surgery):
     """An aggregator of torchjd (extra `multitask`), with its own `arguments`, on the scale that it was published in.
 
     Those that look at inner products alone and remember nothing: others need all gradients side by side, or a state that torchjd does not store.
     """
-
-    several: ClassVar[bool] = True
-    at_once: ClassVar[bool] = True
-    shared: ClassVar[bool] = True
 
     aggregator: Literal["AlignedMTL", "CAGrad", "DualProj", "FairGrad", "IMTLG", "MGDA", "PCGrad", "UPGrad"] = "UPGrad"
     arguments: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.weighting()  # refused here rather than at the first step
-
-    def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
-        return operated(run, batches, tokens, seed, self.weigh)
 
     def weigh(self, products: Tensor, seed: int) -> Tensor:
         torch.manual_seed(seed)
