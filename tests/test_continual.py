@@ -320,7 +320,7 @@ def test_a_gradient_an_example_is_no_gradient_of_a_batch(work: Path) -> None:
     job = fitted(made(work, method="bitfit"), 1)
     source: Any = job.run.stream[0].train
     loss = lambda net, batch: job.run.objective(net, batch)["classify"]
-    one = mean_of(job.run, source, 500, 0, loss, torch.square)
+    one = mean_of(job.run, job.run.stream[0], 500, loss, torch.square)
     job.net.eval()
     by_hand = dict.fromkeys(one, 0.0)
     for row in range(len(source.table)):

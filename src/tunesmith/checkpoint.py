@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .core import Listener, Remembering, Run, Stage
+from .core import Listener, Remembering, Run, Stage, under
 from .errors import Refusal, Storage
 from .parallel import first
 
@@ -201,7 +201,7 @@ class Checkpoints(Listener):
         held = load_file(folder / "listeners.safetensors")
         for i, (listener, kept) in enumerate(zip(run.listeners, state["listeners"], strict=True)):
             listener.restore(kept)
-            listener.recall(told_of(held, f"{i}/"))
+            listener.recall(under(held, f"{i}/"))
 
 
 def goes_on(old: Any, new: Any) -> bool:
@@ -233,11 +233,7 @@ def remind(run: Run, state: Mapping[str, Tensor]) -> None:
     """The inverse of `remembered`."""
     for stage in run.stream:
         if isinstance(stage.train, Remembering):
-            stage.train.load_state_dict(told_of(state, f"{stage.name}/"))
-
-
-def told_of(state: Mapping[str, Tensor], who: str) -> dict[str, Tensor]:
-    return {k.removeprefix(who): t for k, t in state.items() if k.startswith(who)}
+            stage.train.load_state_dict(under(state, f"{stage.name}/"))
 
 
 def owned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ class Afresh(Listener):
     """Each stage starts with an optimiser that remembers nothing of the one before."""
 
     def begin(self, run: Run, stage: Stage) -> None:
-        if run.done in (0, *run.ends):
+        if run.between:
             run.update.prepare(run)  # type: ignore[attr-defined]
 
 

@@ -13,7 +13,7 @@ Shapes: B rows, N tokens of all rows laid end to end, D width, C classes, V voca
 
 from __future__ import annotations
 
-from .data import Batch, Ragged
+from .data import Batch, Ragged, under
 from .method import Delta, Method
 from .network import Anatomy, Buckets, Graft, Heard, Insert, Network, Slot
 from .run import Counts, Listener, Objective, Remembering, Run, Signals, Source, Stage, Terms, Update
@@ -40,4 +40,5 @@ __all__ = [
     "Stage",
     "Terms",
     "Update",
+    "under",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -125,3 +126,11 @@ def stacked(columns: Sequence[Tensor | Ragged]) -> Tensor | Ragged:
     if isinstance(columns[0], Ragged):
         return Ragged(torch.cat([c.values for c in columns if isinstance(c, Ragged)]), tuple(n for c in columns if isinstance(c, Ragged) for n in c.lengths))
     return torch.cat([c for c in columns if isinstance(c, Tensor)])
+
+
+T = TypeVar("T")
+
+
+def under(held: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """What is held under names that begin so, by the rest of the name."""
+    return {name.removeprefix(prefix): value for name, value in held.items() if name.startswith(prefix)}

@@ -184,6 +184,11 @@ class Run:
         return [sum(stage.steps for stage in self.stream[: i + 1]) for i in range(len(self.stream))]
 
     @property
+    def between(self) -> bool:
+        """Whether no step of the present stage is taken yet."""
+        return self.done in (0, *self.ends)
+
+    @property
     def progress(self) -> float:
         """Share of the run that is behind, in [0, 1]."""
         return max(self.done / self.total, self.spent)

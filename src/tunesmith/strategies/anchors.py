@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from ..core import Batch, Delta, Network, Objective, Run, Source, Stage
+from ..core import Batch, Delta, Network, Objective, Run, Stage
 from ..errors import Refusal
 from ..parallel import add_up
 from ..updates import Form
 from .around import Once, Then
 from .examples import DRAWS, mean_of, sampled
-from .strategy import Strategy, number
+from .strategy import Strategy
 
 Weight = Annotated[float, Ge(0)]
 Rows = Annotated[int, Ge(1)]
@@ -82,7 +82,6 @@ class Anchors(Strategy):
     anchors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.sources: list[Any] = []
         self.penalty: Penalty | None = None
 
     @property
@@ -91,10 +90,6 @@ class Anchors(Strategy):
 
     def meet(self, net: Network, delta: Delta, kinds: Mapping[str, str]) -> None:
         self.params, self.kinds = delta.parameters(), kinds
-
-    def source(self, source: Any, stage: int) -> tuple[Source, int]:
-        self.sources.append(source)
-        return source, 1
 
     def objective(self, learn: Objective) -> Objective:
         if not self.strength:
@@ -108,9 +103,9 @@ class Anchors(Strategy):
 
     def end(self, run: Run, stage: Stage) -> None:
         if self.penalty:
-            self.penalty.take(self.importance(run, number(run, stage)), self.keep, self.each)
+            self.penalty.take(self.importance(run, stage), self.keep, self.each)
 
-    def importance(self, run: Run, stage: int) -> Mapping[str, Tensor]:
+    def importance(self, run: Run, stage: Stage) -> Mapping[str, Tensor]:
         """By parameter, at the end of a stage: how much it matters there, at least 0."""
         raise NotImplementedError
 
@@ -125,7 +120,7 @@ class EWC(Anchors):
               1000 keeps two thirds of what naive forgets, and 10 nothing (docs/proofs.md)
     fisher    `empirical`: of the labels that are given, as most implementations; `true`: of a label drawn from the model, as the definition has it
     gamma     None: an anchor a stage; else one, online: old importance counts gamma (Schwarz et al. 2018, section 3.2)
-    rows      examples that it is estimated on, at most
+    examples  that it is estimated on, at most
     """
 
     strength: Weight = 1000.0
@@ -154,14 +149,14 @@ class EWC(Anchors):
                 f"`fisher: true` draws answers from the model, and rows of kind {odd[0]} have none to draw", where="strategy.fisher", fix="fisher: empirical"
             )
 
-    def importance(self, run: Run, stage: int) -> Mapping[str, Tensor]:
+    def importance(self, run: Run, stage: Stage) -> Mapping[str, Tensor]:
         learn = run.objective.inner  # type: ignore[union-attr]
 
         def unlikely(net: Network, batch: Batch) -> Tensor:
             asked = sampled(net, batch, self.kinds[batch.task]) if self.fisher == "true" else batch
             return torch.stack(list(learn(net, asked).values())).sum()  # type: ignore[operator]
 
-        return mean_of(run, self.sources[stage], self.examples, stage, unlikely, torch.square)
+        return mean_of(run, stage, self.examples, unlikely, torch.square)
 
 
 @dataclass
@@ -187,10 +182,10 @@ class MAS(Anchors):
                 "`strategy: mas` and an encoder-decoder that writes: it asks for outputs without a text to write", where="strategy", fix="strategy: ewc or si"
             )
 
-    def importance(self, run: Run, stage: int) -> Mapping[str, Tensor]:
+    def importance(self, run: Run, stage: Stage) -> Mapping[str, Tensor]:
         kinds = self.kinds
         out = lambda net, batch: net.pooled(batch) if kinds[batch.task] in EMBEDDED else net.logits(batch)
-        return mean_of(run, self.sources[stage], self.examples, stage, lambda net, batch: out(net, batch).float().square().sum(), torch.abs)
+        return mean_of(run, stage, self.examples, lambda net, batch: out(net, batch).float().square().sum(), torch.abs)
 
 
 EMBEDDED = ("pairs", "similar", "grouped", "texts")
@@ -218,7 +213,7 @@ class SI(Anchors):
 
     def begin(self, run: Run, stage: Stage) -> None:
         super().begin(run, stage)
-        if run.done in (0, *run.ends):
+        if run.between:
             self.path = {n: torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for n, p in self.params.items()}
             self.start = {n: p.detach().clone() for n, p in self.params.items()}
 
@@ -240,7 +235,7 @@ class SI(Anchors):
             self.path[name] -= slope * (self.params[name].detach() - was)
         self.before = {}
 
-    def importance(self, run: Run, stage: int) -> Mapping[str, Tensor]:
+    def importance(self, run: Run, stage: Stage) -> Mapping[str, Tensor]:
         far = lambda n: (self.params[n].detach() - self.start[n]).square() + self.xi
         return {n: path.clamp(min=0) / far(n) for n, path in self.path.items()}
 

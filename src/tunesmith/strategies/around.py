@@ -19,7 +19,7 @@ class Around(Objective):
         super().__init__()
         self.inner = inner
         self.needs, self.judges, self.whole = inner.needs, inner.judges, inner.whole
-        self.pace, self.weight, self.together = inner.pace, inner.weight, inner.together
+        self.pace, self.together = inner.pace, inner.together
 
     def accept(self, columns: Mapping[str, Tensor | Ragged], size: int) -> None:
         self.inner.accept(columns, size)

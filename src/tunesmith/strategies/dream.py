@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,10 +10,11 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from ..core import Batch, Delta, Network, Objective, Ragged, Run, Source, Stage
+from ..core import Batch, Delta, Network, Objective, Ragged, Run, Source, Stage, under
 from ..errors import Refusal
 from ..networks.sample import Draw, sample
 from ..parallel import told
+from ..sources.text.tokens import last_run, next_tokens, ragged
 from .memory import OWN, Memory
 from .replay import Remembering, Replayed, Replaying, Size, Weight
 from .strategy import number
@@ -97,8 +98,7 @@ class Dream(Remembering):
         rows: Rows = told(lambda: [one.ids for one in sample(net, starts, 1, seeds, draw)])
         whole = self.start != "prompt"
         at = [list(range(0 if whole else len(start) - 1, len(row) - 1)) for start, row in zip(starts, rows, strict=True)]
-        label = [[row[t + 1] for t in places] for row, places in zip(rows, at, strict=True)]
-        return Batch({"ids": ragged(rows), "at": ragged(at), "label": ragged(label), "row": torch.arange(len(rows))}, batch.task)
+        return Batch({**next_tokens(rows, at), "row": torch.arange(len(rows))}, batch.task)
 
     def state(self) -> Mapping[str, Any]:
         return {"written": self.written}
@@ -111,8 +111,7 @@ class Dream(Remembering):
 
     def recall(self, tensors: Mapping[str, Tensor]) -> None:
         for what, held in (("starts", self.memory), ("dreams", self.dreams)):
-            own = {k.removeprefix(f"{what}/"): t for k, t in tensors.items() if k.startswith(f"{what}/")}
-            held.recall(own, [key for key in self.keys if any(name.startswith(f"{key}/") for name in own)])
+            held.recall(under(tensors, f"{what}/"), self.keys)
 
 
 def start_of(ids: list[int], at: list[int], start: str, tokens: int) -> list[int]:
@@ -121,11 +120,4 @@ def start_of(ids: list[int], at: list[int], start: str, tokens: int) -> list[int
         return ids
     if start != "prompt":
         return ids[: tokens if start == "beginning" else 1]
-    first = len(at) - 1
-    while first and at[first - 1] == at[first] - 1:
-        first -= 1
-    return ids[: at[first] + 1]
-
-
-def ragged(rows: Sequence[Sequence[int]]) -> Ragged:
-    return Ragged(torch.tensor([x for row in rows for x in row], dtype=torch.long), tuple(map(len, rows)))
+    return ids[: last_run(at) + 1]

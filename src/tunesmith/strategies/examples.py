@@ -13,18 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Batch, Network, Run
+from ..core import Batch, Network, Run, Stage
+from .strategy import number
 
 Loss = Callable[[Network, Batch], Tensor]
 
 
-def mean_of(run: Run, source: Any, most: int, stage: int, loss: Loss, form: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """By parameter that moves, fp32: the mean over at most `most` examples of `form` of the gradient of `loss` of one example, with the network at rest."""
+def mean_of(run: Run, stage: Stage, most: int, loss: Loss, form: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """By parameter that moves, fp32: the mean over at most `most` examples of a stage of `form` of the gradient of `loss` of one example, with the network at rest."""
     params = {n: p for n, p in run.delta.parameters().items() if p.requires_grad}
     total = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in params.items()}
     was, seen = run.net.training, 0
     run.net.eval()
-    for batch in one_by_one(source, run.net, most, run.seed + stage):
+    for batch in one_by_one(stage.train, run.net, most, run.seed + number(run, stage)):
         grads = torch.autograd.grad(loss(run.net, batch), list(params.values()), allow_unused=True)
         for n, grad in zip(params, grads, strict=True):
             if grad is not None:

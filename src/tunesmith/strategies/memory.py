@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import Batch, Network, Ragged
+from ..core import Batch, Network, Ragged, under
 from ..sources.mix import shares
 
 Balance = Literal["reservoir", "class"]
@@ -79,15 +79,12 @@ class Memory:
         return found
 
     def recall(self, tensors: Mapping[str, Tensor], keys: Sequence[str]) -> None:
-        """`keys`: the tasks in their order, which a file of tensors does not keep."""
+        """`keys`: all tasks in their order, which a file of tensors does not keep; of some nothing may be held."""
         self.held = {}
         for key in keys:
-            own = {name.removeprefix(f"{key}/"): t for name, t in tensors.items() if name.startswith(f"{key}/")}
-            columns: dict[str, Tensor | Ragged] = {name.removeprefix("row."): t for name, t in own.items() if name.startswith("row.")}
-            columns |= {
-                n.removeprefix("token."): Ragged(t, tuple(own["length." + n.removeprefix("token.")].tolist())) for n, t in own.items() if n.startswith("token.")
-            }
-            self.held[key] = Batch(columns, key)
+            if own := under(tensors, f"{key}/"):
+                rows: dict[str, Tensor | Ragged] = {**under(own, "row.")}
+                self.held[key] = Batch(rows | {n: Ragged(t, tuple(own[f"length.{n}"].tolist())) for n, t in under(own, "token.").items()}, key)
 
 
 class Entry(NamedTuple):

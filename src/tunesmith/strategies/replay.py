@@ -64,14 +64,14 @@ class Replayed:
 class Replaying(Around):
     """The terms of new rows, and beside them those of replayed ones under names of their own, each a mean over its own rows.
 
-    replay  weight x what `inner` says of old rows. Where the memory holds several tasks, `replay.task`: the task's own mean times its share of the rows drawn.
-            So new and old rows weigh as the weight says, however long the old ones are, and a task of long answers weighs by its rows, not its tokens.
+    replay  strength x what `inner` says of old rows. Where the memory holds several tasks, `replay.task`: the task's own mean times its share of the rows drawn.
+            So new and old rows weigh as the strength says, however long the old ones are, and a task of long answers weighs by its rows, not its tokens.
     dark    alpha x squared difference of the outputs to those at the end of their stage, a mean over the classes that were known then
     """
 
-    def __init__(self, inner: Objective, weight: float, alpha: float, several: bool):
+    def __init__(self, inner: Objective, strength: float, alpha: float, several: bool):
         super().__init__(inner)
-        self.weight, self.alpha, self.several = weight, alpha, several
+        self.strength, self.alpha, self.several = strength, alpha, several
 
     def read(self, net: Network, batch: Batch) -> Signals:
         return {"logits": net.logits(batch)} if "dark" in batch else self.inner.read(net, batch)
@@ -82,7 +82,7 @@ class Replaying(Around):
         share = batch["replayed"][0]
         if "dark" in batch:
             return {self.named("dark", batch): self.alpha * share * apart(signals["logits"], batch.ragged("dark"))}
-        return {self.named("replay", batch, term): self.weight * share * v for term, v in self.inner.score(signals, batch).items()}
+        return {self.named("replay", batch, term): self.strength * share * v for term, v in self.inner.score(signals, batch).items()}
 
     def count(self, batch: Batch) -> Counts:
         if "replayed" not in batch:
@@ -151,7 +151,7 @@ class Remembering(Strategy):
         return self.memory.tensors()
 
     def recall(self, tensors: Mapping[str, Tensor]) -> None:
-        self.memory.recall(tensors, [key for key in self.keys if any(name.startswith(f"{key}/") for name in tensors)])
+        self.memory.recall(tensors, self.keys)
 
 
 @dataclass

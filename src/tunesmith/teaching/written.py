@@ -20,7 +20,7 @@ from ..parallel import told
 from ..sources.answers import Answers
 from ..sources.enriched import Enriched
 from ..sources.table import Table
-from ..sources.text.tokens import next_tokens, ragged
+from ..sources.text.tokens import last_run, next_tokens, ragged
 from .ask import Question, answers, width
 from .report import about
 from .teacher import Teacher
@@ -102,14 +102,6 @@ def prompts_of(batch: Batch) -> list[list[int]]:
     if "at" not in batch:
         return rows
     return [row[: last_run(at.tolist()) + 1] for row, at in zip(rows, batch.ragged("at").rows(), strict=True)]
-
-
-def last_run(places: list[int]) -> int:
-    """Where the last run of consecutive numbers begins."""
-    start = len(places) - 1
-    while start and places[start - 1] == places[start] - 1:
-        start -= 1
-    return places[start]
 
 
 def continued(prompts: list[list[int]], new: list[list[int]]) -> dict[str, Tensor | Ragged]:

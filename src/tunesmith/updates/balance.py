@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from ..core import Batch, Run
+from ..core import Batch, Run, under
 from ..errors import Refusal
 from ..parallel import add_up
 from .apart import by_task, each, formed, last_block, shared, told
@@ -61,7 +61,7 @@ def kept(numbers: Mapping[str, Sequence[float]], prefix: str = "") -> dict[str, 
 
 
 def restored(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, list[float]]:
-    return {name.removeprefix(prefix): value.tolist() for name, value in state.items() if name.startswith(prefix)}
+    return {task: value.tolist() for task, value in under(state, prefix).items()}
 
 
 def weighted(run: Run, batches: Sequence[Batch], tokens: int, seed: int, weights: Mapping[str, float]) -> tuple[Formed, dict[str, float]]:

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core import Batch, Run
+from ..core import Batch, Run, under
 from ..errors import Diverged
 from ..parallel import rank, sum_gradients, world
 
@@ -154,7 +154,7 @@ class Descend:
             moment, name = key.split(".", 1)
             if moment != "form":
                 entries[index[name]][moment] = value
-        self.form.load_state_dict({key.removeprefix("form."): value for key, value in state.items() if key.startswith("form.")})
+        self.form.load_state_dict(under(state, "form."))
         self.optimizer.load_state_dict({"state": dict(entries), "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 

@@ -42,3 +42,11 @@ def learnt(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]])
 def next_tokens(rows: Sequence[Sequence[int]], at: Sequence[Sequence[int]]) -> dict[str, Tensor | Ragged]:
     label = [[row[t + 1] for t in places] for row, places in zip(rows, at, strict=True)]
     return {"ids": ragged(rows), "at": ragged(at), "label": ragged(label)}
+
+
+def last_run(places: list[int]) -> int:
+    """Where the last run of consecutive numbers begins: of labelled positions, those of the last answer."""
+    start = len(places) - 1
+    while start and places[start - 1] == places[start] - 1:
+        start -= 1
+    return places[start]
