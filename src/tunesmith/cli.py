@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .errors import BUG, INTERRUPTED, Refusal
-from .printed import check_text, eval_text, list_text, mined_text, print_comparison, print_demo, print_families, run_text
+from .printed import answer_text, check_text, eval_text, list_text, mined_text, print_comparison, print_demo, print_families, run_text
+from .spoken import LOOSE, Json, Lang, OneTask, RecipeFile, RunFolder, fail, overrides, tell
 
 app = typer.Typer(
     name="tunesmith", no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Every way to fine-tune a Transformer, in one place, measured side by side on your own data.",
 )  # fmt: skip
-SPEAKS = os.environ.get("RANK", "0") == "0"  # of several processes on one run, the first: parallel.first, without torch
-LOOSE = {"allow_extra_args": True, "ignore_unknown_options": True}
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe. Then any number of key=value, or --key value, to override it.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; progress on standard error.")]
-Lang = Annotated[str, typer.Option(help="Language of report.html: en or zh-CN.")]
-OneTask = Annotated[str | None, typer.Option("--task", help="Of a run of several tasks, one by its name.")]
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
 
 
 def main() -> None:
@@ -54,36 +46,6 @@ def main() -> None:
             f"{type(e).__name__}: {e}\n  why: this is a fault of Tunesmith, not yours\n  fix: run it again with TUNESMITH_DEBUG=1 and report what it prints",
             BUG,
         )
-
-
-def fail(text: str, code: int) -> None:
-    if SPEAKS:
-        print(f"tunesmith: {text}", file=sys.stderr)
-    sys.exit(code)
-
-
-def overrides(context: typer.Context) -> list[str]:
-    """`key=value`, `--key value`, `--key=value` and bare `--flag` after the recipe, all as key=value."""
-    found: list[str] = []
-    rest = list(context.args)
-    while rest:
-        word = rest.pop(0)
-        if "=" in word or not word.startswith("--"):
-            found.append(word.removeprefix("--"))
-        elif rest and not rest[0].startswith("--") and "=" not in rest[0]:
-            found.append(f"{word.removeprefix('--')}={rest.pop(0)}")
-        else:
-            found.append(f"{word.removeprefix('--')}=true")
-    return found
-
-
-def tell(as_json: bool, record: Any, human: Callable[[], None]) -> None:
-    if not SPEAKS:
-        return
-    if as_json:
-        print(json.dumps(record, ensure_ascii=False))
-    else:
-        human()
 
 
 @app.command(help="Look at a data file and write a commented recipe for it.")
@@ -241,7 +203,7 @@ def predict(
         chat(folder, max_new_tokens, temperature, task)
         return
     for record in (learnable if rows else predictions)(folder, asked, max_new_tokens, temperature, task):
-        tell(json, record, lambda record=record: print(record["text"] if list(record) == ["text"] else globals()["json"].dumps(record, ensure_ascii=False)))
+        tell(json, record, lambda record=record: print(answer_text(record)))
 
 
 @app.command(help="Write a plain Hugging Face model with the change folded in.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,11 @@ def run_text(result: Result) -> str:
 
 def eval_text(scores: Mapping[str, Any]) -> str:
     return "\n".join([f"{k}: {value(v)}" for k, v in scores["scores"].items()] + [f"note: {why}" for why in dict.fromkeys(scores["undefined"].values())])
+
+
+def answer_text(record: Mapping[str, Any]) -> str:
+    """A prediction; of a text, the text alone."""
+    return record["text"] if list(record) == ["text"] else json.dumps(record, ensure_ascii=False)
 
 
 def list_text(shown: Mapping[str, list[str]]) -> str:
