@@ -199,6 +199,15 @@ def test_a_sequence_asks_all_tasks_after_each(work: Path, tmp_path: Path, scenar
     assert load(tmp_path / "run").task.labels == (("a", "b", "c", "d") if scenario == "class" else ("a", "b"))
 
 
+def test_the_matrix_has_each_task_by_its_own_metric(work: Path, tmp_path: Path) -> None:
+    """Accuracy of the first task, F1 of the second, though no one metric is main."""
+    made = several(work, tmp_path, "classify", "tag", stream="sequence", budget={"steps": 2}, evaluate={})
+    record = run(recipe(made), QUIET).record
+    last = record["sequence"]["matrix"][-1]
+    assert record["metric"] == "mean" and last == [record["after"]["t_classify.accuracy"], record["after"]["t_tag.f1"]]
+    assert record["sequence"]["acc"] == pytest.approx(sum(last) / 2)
+
+
 def test_a_head_gives_no_label_that_has_not_come(work: Path, tmp_path: Path) -> None:
     job = assembled(staged(work, tmp_path, by="label", stream={"kind": "sequence", "by": "label", "into": 2}))
     opening = next(x for x in job.listeners if isinstance(x, Opening))

@@ -23,6 +23,7 @@ from .construct import build, without_kind
 from .core import Batch, Delta, Method, Objective, Ragged
 from .errors import Refusal, Storage
 from .methods import METHODS
+from .methods.finished import artifact_of
 from .networks.decode import Sampling
 from .networks.load import HeadSpec, Origin, add_head, load_network, load_tokenizer, origin
 from .networks.precision import DTYPES
@@ -110,14 +111,9 @@ def stored(folder: Path, net: Transformer, method: Method) -> dict[str, torch.Te
     return state
 
 
-def folder_of(run: str | Path) -> Path:
-    """The artifact of a run's folder, or the folder itself."""
-    return Path(run) / "artifact" if (Path(run) / "artifact").is_dir() else Path(run)
-
-
 def describe(folder: str | Path) -> Description:
     """Raises Refusal where the folder holds no artifact, or one of a later version."""
-    folder = folder_of(folder)
+    folder = artifact_of(folder)
     try:
         about = json.loads((folder / "tunesmith.json").read_text())
     except (OSError, ValueError) as e:
@@ -159,9 +155,7 @@ class Tuned:
 
 def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> Tuned:
     """The tuned network of a run's folder, at rest. `quantised=False` loads a full-precision base under a delta that was trained on 4 bits."""
-    folder = Path(folder)
-    about = describe(folder)
-    folder = folder_of(folder)
+    about, folder = describe(folder), artifact_of(folder)
     task = task_from(about.task)
     source = origin(about.model["name"], about.model["revision"], about.model["bits"] if quantised else None, about.model.get("blocks"))
     tokenizer = load_tokenizer(Origin(str(folder), str(folder)))
@@ -207,7 +201,7 @@ def export(folder: str | Path, out: Path) -> list[str]:
     """A plain Hugging Face model with the change folded in; the head beside it, as `head.safetensors`; of an embedder, a folder that
     sentence-transformers loads. Loaded again and compared.
     """
-    about, kept = describe(folder), folder_of(folder)
+    about, kept = describe(folder), artifact_of(folder)
     if (kept / FILES[0]).exists():
         return handed_out(kept, out)
     tuned = load(folder, quantised=False)

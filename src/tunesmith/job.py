@@ -86,11 +86,10 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
         name: Setting(each.get(name, recipe), one, net, delta, learns[name], reporter, shared, key_of(name) if data.parts else "")
         for name, one in data.each.items()
     }
-    above = {name: Above(net, delta, one, shared, reporter, f"{name}/" if data.parts else "") for name, one in data.each.items()}
-    sources = {name: enriched(above[name].cached("train", table), learns[name].needs, settings[name]) for name, table in tables.items()}
+    sources = {name: enriched(above(settings[name], "train", table), learns[name].needs, settings[name]) for name, table in tables.items()}
     stages = stream.stages(sources, Plan(partial(lengths, recipe), strategy.source, strategy.joins, recipe.seed))
     run = Run(net, delta, learn, stages, MOVERS[method.update](next(iter(settings.values())), learn, strategy), seed=recipe.seed)
-    judged = lambda name, part: enriched(above[name].of(part), learns[name].judges, settings[name])
+    judged = lambda name, part: enriched(rows_of(settings[name], part), learns[name].judges, settings[name])
     probes = [probe_of_all(part, data, judged, settings) for part in ("eval", "test")]
     known = growing(recipe, data)
     listeners = [Afresh(), *([Opening(net, data.task.key, known)] if known else []), strategy, Conflicts()]
@@ -237,28 +236,21 @@ def sizes(net: Transformer, tables: Sequence[Table]) -> Sizes:
     return Sizes(round(tokens / sum(len(table.examples) for table in tables) * max(t.size for t in tables)), round(tokens / rows), a.width, heads, a.head_dim)
 
 
-@dataclass(frozen=True)
-class Above:
-    """Starts sources above a constant trunk where there is one: pooled rows for a pooled head, token states otherwise."""
+def above(setting: Setting, part: str, table: Table) -> Table | Features:
+    """Starts above a constant trunk where there is one: pooled rows for a pooled head, token states otherwise."""
+    net, task, shared = setting.net, setting.data.task, setting.shared
+    floor, depth = setting.delta.lowest, net.anatomy.depth
+    if floor == 0 or not (net.skips or floor == depth) or net.anatomy.kind == "seq2seq":
+        shared.states.clear()
+        return table
+    pooled = floor == depth and task.outputs > 0 and task.name in ("classify", "score")
+    store = shared.store(f"{setting.part}/{part}", setting.data, net, floor, pooled)
+    return Features(table, floor, pooled, setting.told("frozen blocks, once"), store)
 
-    net: Transformer
-    delta: Delta
-    data: Dataset
-    shared: Shared
-    reporter: Reporter
-    before: str = ""  # the names of its parts
 
-    def cached(self, part: str, table: Table) -> Table | Features:
-        floor, depth = self.delta.lowest, self.net.anatomy.depth
-        if floor == 0 or not (self.net.skips or floor == depth) or self.net.anatomy.kind == "seq2seq":
-            self.shared.states.clear()
-            return table
-        pooled = floor == depth and self.data.task.outputs > 0 and self.data.task.name in ("classify", "score")
-        store = self.shared.store(self.before + part, self.data, self.net, floor, pooled)
-        return Features(table, floor, pooled, bar_of(self.reporter, "frozen blocks, once"), store)
-
-    def of(self, part: Part) -> Table | Features:
-        return self.cached(part.name, Table(part.encoded.columns, self.data.task.key, device=self.net.device))
+def rows_of(setting: Setting, part: Part) -> Table | Features:
+    """Of a part that is judged."""
+    return above(setting, part.name, Table(part.encoded.columns, setting.data.task.key, device=setting.net.device))
 
 
 def bar_of(reporter: Reporter, what: str) -> Callable[[int, int], None]:

@@ -48,14 +48,13 @@ def predictions(part: Part, after: Outcome, task: str = "") -> str:
 
 def description(job: Job) -> Description:
     r, reader = job.recipe, final(job)
-    head = {k: v for k, v in asdict(head_spec(r, job.data)).items() if k != "classes"}
     method = {**asdict(job.method.settled()), "kind": r.method["kind"]}  # type: ignore[call-overload]
     several = len({one.task.key for one in job.data.each.values()}) > 1
     return Description(
         asdict(r.model),
         asdict(job.data.task),
         method,
-        head,
+        head_of(r, job.data),
         job.net.pool,
         read_by(reader),
         job.choice.dtype,
@@ -65,17 +64,26 @@ def description(job: Job) -> Description:
     )
 
 
+def of_task(line: str, task: str, metric: str) -> str:
+    """A line of predictions.jsonl as it stands among those of several tasks."""
+    return json.dumps({"task": task, "metric": metric, **json.loads(line)}, ensure_ascii=False) + "\n"
+
+
 def read_by(reader: Reader) -> dict[str, Any]:
     """How texts are read, as the artifact names it."""
     texts = {k: getattr(reader, k) for k in READS}
     return texts | ({"masked": reader.masked, "wording": reader.wording.plain()} if reader.wording else {})
 
 
+def head_of(recipe: Recipe, data: Dataset) -> dict[str, Any]:
+    """A head, as the artifact names it; how many classes it has is known from its task."""
+    return {k: v for k, v in asdict(head_spec(recipe, data)).items() if k != "classes"}
+
+
 def asked_of(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     """One of several tasks, as the artifact names it: what is asked, its head, how its texts are read, and by what it is answered in words."""
-    head = {k: v for k, v in asdict(head_spec(recipe, data)).items() if k != "classes"}
     words = {"objective": dict(recipe.objective)} if data.reader.wording else {}
-    return {"task": asdict(data.task), "head": head, "reader": read_by(data.reader), **words}
+    return {"task": asdict(data.task), "head": head_of(recipe, data), "reader": read_by(data.reader), **words}
 
 
 def sequence(job: Job, watch: Evaluate | None, after: Outcome | None) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def sequence(job: Job, watch: Evaluate | None, after: Outcome | None) -> dict[st
     if not (watch and after and isinstance(job.recipe.built_stream(), InTurn)):
         return {}
     names = list(job.data.parts)
-    matrix, before = matrix_of(watch.history, job.run.ends, names, after.scores.main)
+    matrix, before = matrix_of(watch.history, job.run.ends, names)
     whole = {} if len(matrix) < len(names) else remembered(matrix, before)
     return {"sequence": {"tasks": names, "metric": after.scores.main, "matrix": matrix, "before": before, **whole}}
 

@@ -10,11 +10,12 @@ from statistics import fmean
 from typing import Any
 
 from ..checkpoint import write_file
-from ..curriculum import read_rows
+from ..dataset import Dataset
 from ..evaluate.metrics import better
+from ..evaluate.several import counts, main_of
 from ..progress import Reporter
 from ..recipe import Recipe
-from ..record import identity
+from ..record import identity, of_task
 from ..train import Company, Result, run
 from .arms import Arm
 from .board import over
@@ -23,9 +24,9 @@ from .crew import Worker
 APART = ", each alone"
 
 
-def apart(arm: Arm) -> Arm:
-    """The arm whose tasks are trained one by one."""
-    return replace(arm, label=f"{arm.label}{APART}", recipe=replace(arm.recipe, out=f"{arm.recipe.out}-apart"), apart=True)
+def apart(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms whose tasks are trained one by one."""
+    return [replace(arm, label=f"{arm.label}{APART}", recipe=replace(arm.recipe, out=f"{arm.recipe.out}-apart"), apart=True) for arm in arms]
 
 
 def train_apart(worker: Worker, arm: Arm) -> Result:
@@ -34,17 +35,17 @@ def train_apart(worker: Worker, arm: Arm) -> Result:
     facts = {"label": arm.label}
     results = {
         name: run(one, Reporter(quiet=True), company=Company(worker.shared, measures=[worker.measures, lambda job: facts]))
-        for name, one in alone(arm.recipe).items()
+        for name, one in alone(arm.recipe, worker.shared.data(arm.recipe)).items()
     }
     result = as_one(arm, results)
     worker.tell(over(arm.label, arm.recipe.seed, result, began))
     return result
 
 
-def alone(recipe: Recipe) -> dict[str, Recipe]:
+def alone(recipe: Recipe, data: Dataset) -> dict[str, Recipe]:
     """The recipes of the tasks, each with its share of a batch; an epoch of a task is then as long as in the mix."""
     each = recipe.each()
-    rows = {name: len(read_rows(one).examples["train"]) for name, one in each.items()}
+    rows = {name: len(one.train.examples) for name, one in data.each.items()}
     sizes = recipe.built_stream().sizes(rows, recipe.update.batch, joint=False)
     single = {"kind": "single"}
     return {
@@ -57,7 +58,7 @@ def as_one(arm: Arm, results: Mapping[str, Result]) -> Result:
     folder, first = arm.recipe.folder, next(iter(results.values()))
     total = lambda key: sum(r[key] for r in results.values())
     record: dict[str, Any] = {
-        **first.record, "task": arm.recipe.task, "stream": "single", "label": arm.label, "recipe": identity(arm.recipe), "metric": main_of(results),
+        **first.record, "task": arm.recipe.task, "stream": "single", "label": arm.label, "recipe": identity(arm.recipe), "metric": main_of([r["metric"] for r in results.values()]),
         "before": values(results, "before"), "after": values(results, "after"), "history": [], "steps": total("steps"),
         "trainable_parameters": total("trainable_parameters"), "artifact_bytes": total("artifact_bytes"), "train_seconds": total("train_seconds"),
         "train_rows": total("train_rows"), "peak_memory_bytes": max(r["peak_memory_bytes"] for r in results.values()),
@@ -67,23 +68,18 @@ def as_one(arm: Arm, results: Mapping[str, Result]) -> Result:
     return Result(folder, record)
 
 
-def main_of(results: Mapping[str, Result]) -> str:
-    mains = {r["metric"] for r in results.values()}
-    return next(iter(mains)) if len(mains) == 1 else "mean"
-
-
 def values(results: Mapping[str, Result], when: str) -> dict[str, float | None]:
     """As evaluate/several.py has them."""
-    one = len({r["metric"] for r in results.values()}) == 1
-    mains = [v for r in results.values() if (one or better(r["metric"]) > 0) and (v := r[when].get(r["metric"])) is not None]
+    main = main_of([r["metric"] for r in results.values()])
+    mains = [v for r in results.values() if counts(main, r["metric"]) and (v := r[when].get(r["metric"])) is not None]
     apart = {f"{name}.{k}": v for name, r in results.items() for k, v in r[when].items() if k != "loss"}
-    return {"loss": fmean(r[when]["loss"] for r in results.values()), main_of(results): fmean(mains) if mains else None, **apart}
+    return {"loss": fmean(r[when]["loss"] for r in results.values()), main: fmean(mains) if mains else None, **apart}
 
 
 def lines(task: str, result: Result) -> str:
     """The rows of one, as in a run of all."""
     rows = (result.folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    return "".join(json.dumps({"task": task, "metric": result["metric"], **json.loads(row)}, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(of_task(row, task, result["metric"]) for row in rows)
 
 
 def transfer(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

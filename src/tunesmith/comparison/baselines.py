@@ -33,7 +33,7 @@ from ..judging import probe_of
 from ..objectives import OBJECTIVES
 from ..progress import Reporter
 from ..recipe import Recipe
-from ..record import identity, predictions
+from ..record import identity, of_task, predictions
 from ..shared import Shared
 from ..sources.table import Table
 from ..sources.text.examples import Dialogue
@@ -201,10 +201,8 @@ def told(
     }  # fmt: skip
     assert job.data.eval is not None
     lines, owners = predictions(job.data.eval, outcome).splitlines(), [task for task, part in parts.items() if part.eval for _ in part.eval.examples]
-    named = [
-        json.dumps({"task": task, "metric": outcome.scores.main, **json.loads(line)}, ensure_ascii=False) for task, line in zip(owners, lines, strict=False)
-    ]
-    return name, record, "".join(f"{line}\n" for line in named or lines)
+    named = [of_task(line, task, outcome.scores.main) for task, line in zip(owners, lines, strict=False)]
+    return name, record, "".join(named or (f"{line}\n" for line in lines))
 
 
 def texts_to_write(recipe: Recipe, data: Dataset, shared: Shared, reporter: Reporter, names: list[str]) -> Told:

@@ -87,14 +87,14 @@ def compare(
         for part in ("arms", "search"):
             shutil.rmtree(recipe.folder / part, ignore_errors=True)
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
-    mixes = recipe.stream["kind"] == "mix"
-    began, board = time.perf_counter(), Board(expected([*made, *(apart(arm) for arm in made if mixes)], tune), reporter)
+    beside = apart if recipe.stream["kind"] == "mix" else lambda arms: []
+    began, board = time.perf_counter(), Board(expected([*made, *beside(made)], tune), reporter)
     with crew(jobs, on, passages, board.hear, reporter, recipe.threads) as hands:
         splits = range(recipe.seed, recipe.seed + (seeds if recipe.built_stream().draws else 1))  # a baseline has no seed but that of its rows
         results = [baseline for _, found in hands.each(untrained, [replace(recipe, seed=s) for s in splits]) for baseline in found]
         with board:
             chosen = tuned(made, tune, hands)
-            results += trained([*chosen, *(apart(arm) for arm in chosen if mixes)], hands)
+            results += trained([*chosen, *beside(chosen)], hands)
     if not any(not r.record.get("baseline") for r in results):
         raise Refusal("no method was left to compare", where="--methods", fix="tunesmith explain METHOD says what each needs")
     again = command(methods, seeds, vary, tune, general)

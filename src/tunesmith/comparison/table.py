@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..evaluate.metrics import better
+from ..evaluate.several import counts, mains_of
 from ..sources.streams import STREAMS
 from ..train import Result
 from .statistics import LEVEL, Estimate, Judged, correlation, difference, draws_of, estimate, holm, mean_of, ratio
@@ -38,7 +39,7 @@ def of_tasks(metric: str, rows: Sequence[Mapping[str, Any]]) -> Judged:
     parts: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         parts.setdefault(row["task"], []).append({k: v for k, v in row.items() if k != "task"})
-    counted = [part for part in parts.values() if metric != "mean" or better(part[0]["metric"]) > 0]
+    counted = [part for part in parts.values() if counts(metric, part[0]["metric"])]
     return mean_of([(len(part), judged(part[0]["metric"], part)) for part in counted])
 
 
@@ -103,11 +104,7 @@ def measured(group: Sequence[Result]) -> dict[str, Any]:
 
 def by_task(group: Sequence[Result]) -> dict[str, Any]:
     """`tasks`: the main metric of each of several, mean over seeds; `matrix`: of a sequence, stage x task, and what is remembered of it."""
-    metrics: dict[str, str] = {}
-    for key in group[0]["after"]:
-        task, dot, metric = key.rpartition(".")
-        if dot:
-            metrics.setdefault(task, metric)
+    metrics = mains_of(group[0]["after"])
     mean = lambda values: None if None in values else statistics.fmean(values)
     found = {task: mean([r["after"].get(f"{task}.{metric}") for r in group]) for task, metric in metrics.items()}
     told = [r.record["sequence"] for r in group if r.record.get("sequence")]

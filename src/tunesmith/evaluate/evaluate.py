@@ -54,9 +54,13 @@ def single(probe: Probe, net: Network) -> Outcome:
     for batch, logits in each(probe, net):
         loss += float(torch.nn.functional.cross_entropy(logits, batch["label"], reduction="sum"))
         guesses |= zip(batch["row"].tolist(), logits.argmax(-1).tolist(), strict=True)
-    names = [probe.labels[guesses[i]] for i in range(len(guesses))]
-    shares = [(float(guess == truth), 1.0) for guess, truth in zip(names, probe.references, strict=True)]
-    return Outcome(METRICS["classify"](names, probe.references), names, loss / len(names), shares)
+    return classified([probe.labels[guesses[i]] for i in range(len(guesses))], probe.references, loss / len(guesses))
+
+
+def classified(names: list[Any], references: list[Any], loss: float) -> Outcome:
+    """One label a row, and its share of the accuracy."""
+    shares = [(float(guess == truth), 1.0) for guess, truth in zip(names, references, strict=True)]
+    return Outcome(METRICS["classify"](names, references), names, loss, shares)
 
 
 def multi(probe: Probe, net: Network) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -23,16 +23,33 @@ def all_of(probes: Mapping[str, Probe], ready: Callable[[Network, str], bool]) -
     )
 
 
+def main_of(metrics: Collection[str]) -> str:
+    """What tasks with these main metrics are judged by together: the one that all have, or `mean`."""
+    return next(iter(metrics)) if len(set(metrics)) == 1 else "mean"
+
+
+def counts(main: str, metric: str) -> bool:
+    """Whether a task's own metric is part of what all are judged by: of several metrics, those in which higher is better."""
+    return main != "mean" or better(metric) > 0
+
+
+def mains_of(named: Collection[str]) -> dict[str, str]:
+    """Each task's main metric, from all that are named `task.metric`, the main one of a task first."""
+    found: dict[str, str] = {}
+    for task, dot, metric in (name.rpartition(".") for name in named):
+        if dot:
+            found.setdefault(task, metric)
+    return found
+
+
 def together(outcomes: Mapping[str, Outcome | None]) -> Outcome:
     """Main metric: the mean over tasks of the one that all are judged by, or, where they differ, of those in which higher is better.
 
     `values` also hold `task.metric`. Rows of all tasks follow each other.
     """
     done = {name: outcome for name, outcome in outcomes.items() if outcome}
-    mains = {outcome.scores.main for outcome in done.values()}
-    main = next(iter(mains)) if len(mains) == 1 else "mean"
-    counted = {name: o for name, o in done.items() if len(mains) == 1 or better(o.scores.main) > 0}
-    values = [v for o in counted.values() if (v := o.scores.values[o.scores.main]) is not None]
+    main = main_of([outcome.scores.main for outcome in done.values()])
+    values = [v for o in done.values() if counts(main, o.scores.main) and (v := o.scores.values[o.scores.main]) is not None]
     measured: dict[str, float | str] = {main: fmean(values) if values else NOT_YET}
     for name, outcome in outcomes.items():
         if outcome is None:
@@ -45,10 +62,10 @@ def together(outcomes: Mapping[str, Outcome | None]) -> Outcome:
 # ------------------------------------------------------------------------------------------------ what is remembered
 
 
-def matrix_of(history: Sequence[Mapping[str, Any]], ends: Sequence[int], names: Sequence[str], metric: str) -> tuple[Matrix, list[float | None]]:
-    """R[i][j], the score on task j after stage i (the last time it was asked), and b[j], before any; None where nothing could be said."""
-    at = {entry["step"]: entry for entry in history}
-    row = lambda entry: [entry.get(f"{name}.{metric}") for name in names]
+def matrix_of(history: Sequence[Mapping[str, Any]], ends: Sequence[int], names: Sequence[str]) -> tuple[Matrix, list[float | None]]:
+    """R[i][j], the score on task j after stage i (the last time it was asked), by its own main metric, and b[j], before any; None where nothing could be said."""
+    at, mains = {entry["step"]: entry for entry in history}, mains_of(history[-1])
+    row = lambda entry: [entry.get(f"{name}.{mains.get(name)}") for name in names]
     return [row(at.get(end, {})) for end in ends], row(at.get(0, {}))
 
 

@@ -17,7 +17,8 @@ LORA = {".lora_A.weight": ".lora.A", ".lora_B.weight": ".lora.B"}  # peft's name
 ROOT = "base_model.model."
 
 
-def place(run: str) -> Path:
+def artifact_of(run: str | Path) -> Path:
+    """The artifact of a run's folder, or the folder itself."""
     folder = Path(run).expanduser()
     return folder / "artifact" if (folder / "artifact").is_dir() else folder
 
@@ -25,7 +26,7 @@ def place(run: str) -> Path:
 def about(run: str) -> Mapping[str, Any]:
     """What its artifact says of it: model, task, method."""
     try:
-        return json.loads((place(run) / "tunesmith.json").read_text())
+        return json.loads((artifact_of(run) / "tunesmith.json").read_text())
     except (OSError, ValueError) as e:
         raise Refusal(f"{run} holds no finished run", where="method.runs", fix="folders of finished runs, such as [runs/a, runs/b]") from e
 
@@ -34,7 +35,7 @@ def changes(run: str) -> dict[str, Tensor]:
     """All that its delta holds, by the names that it has in a network."""
     found: dict[str, Tensor] = {}
     for file in ("delta.safetensors", "adapter_model.safetensors"):
-        if (path := place(run) / file).exists():
+        if (path := artifact_of(run) / file).exists():
             found |= {ours(name): value for name, value in load_file(path).items()}
     return found
 

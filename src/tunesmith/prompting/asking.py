@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ..core import Batch, Network
 from ..dataset import Part
-from ..evaluate.evaluate import Outcome, Probe
-from ..evaluate.metrics import METRICS
+from ..evaluate.evaluate import Outcome, Probe, classified
 from ..methods.hard_prompt import Choice, HardPrompt, SearchOptions
 from ..objectives.cloze import Cloze
 from ..sources.table import Table
@@ -183,5 +182,4 @@ def measured(learn: Cloze, once: Callable[[Network], Iterator[Batch]], labels: S
     scores = torch.stack([found[i] for i in range(len(references))])
     names = [labels[i] for i in scores.argmax(-1).tolist()]
     truth = torch.tensor([labels.index(r) for r in references], device=scores.device)
-    loss = float(torch.nn.functional.cross_entropy(scores, truth))
-    return Outcome(METRICS["classify"](names, references), names, loss, [(float(a == b), 1.0) for a, b in zip(names, references, strict=True)])
+    return classified(names, references, float(torch.nn.functional.cross_entropy(scores, truth)))
