@@ -1,7 +1,9 @@
 """Every method a few steps on a random-weight Qwen3-0.6B shape, beside PEFT + HF Trainer: tokens a second, model FLOP utilisation, peak memory.
 
     python benchmarks/gpu.py                     needs a CUDA device; peers need peft and accelerate
-    python benchmarks/gpu.py --device cpu --layers 2 --tokens 512 --steps 2      a rehearsal anywhere
+    python benchmarks/gpu.py --device cpu --layers 4 --tokens 512 --steps 2 --vocabulary 5000      a rehearsal anywhere
+
+Exits 1 where one of our methods failed.
 
 FLOPs a token: 6 N for full, 4 N + 6 T for what trains T parameters on a frozen base of N matrix weights, attention not counted.
 Random tokens, lengths log-normal with mean near 180; one row printed a method and side, and the ratio.
@@ -17,7 +19,7 @@ from pathlib import Path
 import torch
 import transformers as hf
 
-from tunesmith.core import Batch, Ragged, Run, Stage
+from tunesmith.core import Batch, Listener, Ragged, Run, Stage
 from tunesmith.engine import fit
 from tunesmith.methods import METHODS
 from tunesmith.networks import attention
@@ -32,39 +34,39 @@ EIGHT = ("full", "head", "layers", "adapter", "prompt", "prefix", "lora", "bitfi
 OPTIONS = {"layers": {"last": 4}}
 
 
-def config(layers: int, tied: bool) -> hf.Qwen3Config:
+def config(options: argparse.Namespace, tied: bool) -> hf.Qwen3Config:
     """Qwen3-0.6B: 28 layers of 1,024, 16 heads of 128 with 8 for keys, a feed-forward of 3,072, 151,936 tokens."""
     return hf.Qwen3Config(
-        vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=layers, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
+        vocab_size=options.vocabulary, hidden_size=1024, intermediate_size=3072, num_hidden_layers=options.layers, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
         max_position_embeddings=4096, tie_word_embeddings=tied,
     )  # fmt: skip
 
 
-def rows(total: int, seed: int = 0) -> Table:
+def rows(total: int, vocabulary: int, seed: int = 0) -> Table:
     """Rows until `total` tokens are reached; every token but the first of a row is learnt."""
     dice = torch.Generator().manual_seed(seed)
     lengths: list[int] = []
     while sum(lengths) < total:
         lengths.append(int((torch.randn((), generator=dice) * 0.6 + 5.0).exp().clamp(16, 1024)))
-    ids = torch.randint(1000, 150000, (sum(lengths),), generator=dice)
+    ids = torch.randint(1000, vocabulary, (sum(lengths),), generator=dice)
     at = torch.cat([torch.arange(n - 1) for n in lengths])
     label = torch.cat([row[1:] for row in ids.split(lengths)])
     short = tuple(n - 1 for n in lengths)
     return Table({"ids": Ragged(ids, tuple(lengths)), "at": Ragged(at, short), "label": Ragged(label, short)}, size=len(lengths))
 
 
-def model(layers: int, tied: bool, device: torch.device, implementation: str) -> hf.PreTrainedModel:
+def model(options: argparse.Namespace, tied: bool, device: torch.device, implementation: str) -> hf.PreTrainedModel:
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with torch.device(device):
-        return hf.AutoModelForCausalLM.from_config(config(layers, tied), dtype=dtype, attn_implementation=implementation)
+        return hf.AutoModelForCausalLM.from_config(config(options, tied), dtype=dtype, attn_implementation=implementation)
 
 
 def ours(name: str, options: argparse.Namespace, device: torch.device) -> dict:
     attention.register()
-    net = look_over(model(options.layers, name != "head", device, attention.NAME), True)
+    net = look_over(model(options, name != "head", device, attention.NAME), True)
     delta = METHODS[name](**OPTIONS.get(name, {})).attach(net, keep=False)
-    table = rows(options.tokens)
+    table = rows(options.tokens, options.vocabulary)
     table = Table(table.columns, size=table.size, device=device)
     choice = choose(Sizes(options.tokens, 180, 1024, 16, 128), device)
     net.compute, net.room.kernel = {"bf16": torch.bfloat16, "fp32": torch.float32}[choice.dtype], choice.kernel
@@ -75,7 +77,7 @@ def ours(name: str, options: argparse.Namespace, device: torch.device) -> dict:
     return figures(name, clock.seconds(), sum(table.lengths), net, trains, device) | {"kernel": choice.kernel, "packs": net.packs}
 
 
-class Clock:
+class Clock(Listener):
     """Seconds a step, the device waited for; the first three are not counted."""
 
     def __init__(self, device: torch.device):
@@ -88,8 +90,6 @@ class Clock:
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
 
-    def end(self, run: object, stage: object) -> None: ...
-
     def seconds(self) -> float:
         return (self.times[-1] - self.times[2]) / (len(self.times) - 3)
 
@@ -98,7 +98,7 @@ def peers(name: str, options: argparse.Namespace, device: torch.device) -> dict:
     """HF Trainer in bf16 with padded batches sorted by length, SDPA, fused AdamW; PEFT for lora, prompt and prefix."""
     import peft
 
-    net = model(options.layers, name != "head", device, "sdpa")
+    net = model(options, name != "head", device, "sdpa")
     net.config.use_cache = name == "prefix"
     kinds = {
         "lora": lambda: peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
@@ -126,7 +126,7 @@ def peers(name: str, options: argparse.Namespace, device: torch.device) -> dict:
 
 def padded_steps(name: str, net: torch.nn.Module, options: argparse.Namespace, device: torch.device) -> dict:
     """The Trainer's own step: padded micro-batches of like length, mean loss, fused AdamW, autocast bf16."""
-    table = rows(options.tokens)
+    table = rows(options.tokens, options.vocabulary)
     batch = table.batch(range(len(table)))
     parts = split(batch, 8)
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-5, fused=device.type == "cuda")
@@ -155,9 +155,9 @@ def split(batch: Batch, size: int) -> list[tuple[torch.Tensor, torch.Tensor, tor
 
 
 def figures(name: str, seconds: float, tokens: int, net: torch.nn.Module, trains: int, device: torch.device) -> dict:
-    matrices = sum(p.numel() for n, p in net.named_parameters() if p.dim() == 2 and "embed" not in n) + 151936 * 1024 * (
-        "lm_head.weight" not in dict(net.named_parameters())
-    )
+    named = dict(net.named_parameters())
+    matrices = sum(p.numel() for n, p in named.items() if p.dim() == 2 and "embed" not in n)
+    matrices += 0 if "lm_head.weight" in named else sum(p.numel() for n, p in named.items() if "embed_tokens" in n)  # tied
     flops = 6 * matrices if trains > matrices / 2 else 4 * matrices + 6 * trains
     peak = next((v for k, v in PEAK.items() if device.type == "cuda" and k in torch.cuda.get_device_name()), None)
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
@@ -182,6 +182,7 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--device", default="cuda")
     args.add_argument("--layers", type=int, default=28)
+    args.add_argument("--vocabulary", type=int, default=151936)
     args.add_argument("--tokens", type=int, default=16384)
     args.add_argument("--steps", type=int, default=8)
     args.add_argument("--methods", default=",".join(EIGHT))
@@ -196,6 +197,7 @@ def main() -> None:
         print(json.dumps(found[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
+    raise SystemExit(any("error" in pair["ours"] for pair in found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The benchmarks still fit the code: each imports and says what it does."""
+"""The benchmarks still fit the code: each imports and says what it does, and those that hold both sides of a comparison run."""
 
+import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,3 +22,22 @@ def test_a_benchmark_says_what_it_does(path, monkeypatch, capsys):
         runpy.run_path(str(path), run_name="__main__")
     assert left.value.code in (0, None)
     assert "usage" in capsys.readouterr().out
+
+
+def ran(*words: str) -> str:
+    done = subprocess.run([sys.executable, *words], cwd=FOLDER, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_both_sides_of_the_peers_compute_the_same():
+    assert "lora" in ran("peers.py", "--equal", "--methods", "head,lora", "--steps", "2", "--threads", "1")
+
+
+def test_the_gpu_s_benchmark_can_be_rehearsed():
+    rehearsal = ("--device", "cpu", "--layers", "4", "--tokens", "120", "--steps", "1", "--vocabulary", "1200")
+    found = [json.loads(line) for line in ran("gpu.py", *rehearsal).splitlines() if line.startswith("{")]
+    assert len(found) == 8
+    for pair in found:
+        assert "error" not in pair["ours"], pair
+        assert "error" not in pair["peers"], pair
