@@ -1,7 +1,7 @@
 """Every method a few steps on a random-weight Qwen3-0.6B shape, beside PEFT + HF Trainer: tokens a second, model FLOP utilisation, peak memory.
 
     python benchmarks/gpu.py                     needs a CUDA device; peers need peft and accelerate
-    python benchmarks/gpu.py --device cpu --layers 4 --tokens 512 --steps 2 --vocabulary 5000      a rehearsal anywhere
+    python benchmarks/gpu.py --device cpu --layers 4 --width 128 --vocabulary 5000 --tokens 512 --steps 2      a rehearsal anywhere
 
 Exits 1 where one of our methods failed.
 
@@ -37,7 +37,7 @@ OPTIONS = {"layers": {"last": 4}}
 def config(options: argparse.Namespace, tied: bool) -> hf.Qwen3Config:
     """Qwen3-0.6B: 28 layers of 1,024, 16 heads of 128 with 8 for keys, a feed-forward of 3,072, 151,936 tokens."""
     return hf.Qwen3Config(
-        vocab_size=options.vocabulary, hidden_size=1024, intermediate_size=3072, num_hidden_layers=options.layers, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
+        vocab_size=options.vocabulary, hidden_size=options.width, intermediate_size=3 * options.width, num_hidden_layers=options.layers, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
         max_position_embeddings=4096, tie_word_embeddings=tied,
     )  # fmt: skip
 
@@ -68,7 +68,7 @@ def ours(name: str, options: argparse.Namespace, device: torch.device) -> dict:
     delta = METHODS[name](**OPTIONS.get(name, {})).attach(net, keep=False)
     table = rows(options.tokens, options.vocabulary)
     table = Table(table.columns, size=table.size, device=device)
-    choice = choose(Sizes(options.tokens, 180, 1024, 16, 128), device)
+    choice = choose(Sizes(options.tokens, 180, options.width, 16, 128), device)
     net.compute, net.room.kernel = {"bf16": torch.bfloat16, "fp32": torch.float32}[choice.dtype], choice.kernel
     delta.cast(net.compute)
     clock = Clock(device)
@@ -182,6 +182,7 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--device", default="cuda")
     args.add_argument("--layers", type=int, default=28)
+    args.add_argument("--width", type=int, default=1024)
     args.add_argument("--vocabulary", type=int, default=151936)
     args.add_argument("--tokens", type=int, default=16384)
     args.add_argument("--steps", type=int, default=8)

@@ -2,7 +2,7 @@
 
     TUNESMITH_DATA=... python benchmarks/rates.py --methods lora,full --steps 63 > rates.jsonl
 
-SST-2 and TREC (1,000 training rows each, a stated subset), the embedded desk; judged on rows that no run trained on. Decoders: stories260k on E2E.
+SST-2 and TREC (1,000 training rows each, a stated subset), the embedded desk; judged on rows that no run trained on. Decoders: stories260k (width 64) and desk-lm (256) on E2E.
 Encoder-decoders, of which none can be had without a hub: a small T5 that is first taught to end TinyStories' sentences, and then E2E too (`--sets e2e-t5`). The chosen
 rates stand in each method's `rates`; the sweep itself in docs/LOG.md.
 """
@@ -50,6 +50,7 @@ def sets(root: str) -> dict[str, dict]:
         found["trec"] = {**classify, "data": {**trec, "limit": 1000, "columns": {"text": "column3", "label": "column1"}}}
         e2e = {"train": str(base / "e2e_nlg/devset.csv"), "eval": 0.1, "limit": 2000, "columns": {"prompt": "mr", "completion": "ref"}}
         found["e2e"] = {"model": str(base.parent / "models/stories260k"), "task": "generate", "data": e2e, "metric": "perplexity"}
+        found["e2e-desk"] = {**found["e2e"], "model": "desk-lm"}
         found["e2e-t5"] = {**found["e2e"], "model": str(Path(tempfile.gettempdir()) / "stories-t5")}
     return found
 

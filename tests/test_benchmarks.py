@@ -35,7 +35,7 @@ def test_both_sides_of_the_peers_compute_the_same():
 
 
 def test_the_gpu_s_benchmark_can_be_rehearsed():
-    rehearsal = ("--device", "cpu", "--layers", "4", "--tokens", "120", "--steps", "1", "--vocabulary", "1200")
+    rehearsal = ("--device", "cpu", "--layers", "4", "--width", "64", "--vocabulary", "1200", "--tokens", "120", "--steps", "1")
     found = [json.loads(line) for line in ran("gpu.py", *rehearsal).splitlines() if line.startswith("{")]
     assert len(found) == 8
     for pair in found:

@@ -47,6 +47,23 @@ def test_infonce_is_its_formula():
     torch.testing.assert_close(mean(Contrast("pairs", temperature=0.1, symmetric=True), z, batch), both)
 
 
+def test_pairs_of_one_label_are_no_wrong_answers_to_each_other():
+    """Labels 0, 1, 0, none, 1, none: answers of the asker's own label are left out both ways; negatives and pairs without a label stay wrong for all."""
+    batch, z = related.kind("negatives"), vectors(24)
+    about = [0, 1, 0, -1, 1, -1]
+    marked = batch.plus(alike=torch.tensor([about[i // 4] if i % 4 < 2 else -1 for i in range(24)]))
+    u = F.normalize(z, dim=-1)
+    anchors, positives, negatives = [*range(0, 24, 4)], [*range(1, 24, 4)], [i for i in range(24) if i % 4 > 1]
+    barred = torch.tensor([[i != j and about[i] == about[j] >= 0 for j in range(6)] for i in range(6)])
+    cosines = u[anchors] @ u[positives + negatives].T / 0.05
+    masked = cosines.masked_fill(torch.cat([barred, torch.zeros(6, len(negatives), dtype=torch.bool)], 1), -torch.inf)
+    torch.testing.assert_close(mean(Contrast("pairs"), z, marked), F.cross_entropy(masked, torch.arange(6)))
+    backwards = F.cross_entropy((u[positives] @ u[anchors].T / 0.05).masked_fill(barred, -torch.inf), torch.arange(6))
+    both = (F.cross_entropy(masked, torch.arange(6)) + backwards) / 2
+    torch.testing.assert_close(mean(Contrast("pairs", symmetric=True), z, marked), both)
+    assert mean(Contrast("pairs"), z, batch) > mean(Contrast("pairs"), z, marked)
+
+
 def test_equal_embeddings_lose_the_logarithm_of_the_answers():
     same = torch.ones(12, 8)
     assert mean(Contrast("pairs"), same, related.kind("pairs")).item() == pytest.approx(math.log(6))

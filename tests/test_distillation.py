@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import shop
 from test_resume import Stop, same, train_with_stops
+from tunesmith.advice.rehearsal import rehearse
 from tunesmith.artifact import export, load
 from tunesmith.ask import as_row, unanswered
 from tunesmith.check import check
@@ -434,3 +436,17 @@ def test_what_cannot_be_taught_is_refused(encoder, decoder, shape, objective, me
     made = student(work, shape, tmp_path / "run", method, {**teacher_of, **objective})
     with pytest.raises(Refusal, match=match):
         train(made)
+
+
+def test_a_forecast_counts_the_teacher(encoder, decoder, tmp_path):
+    """While it is asked it lies beside the student; one that is asked about what the student writes stays. Stored answers weigh nothing."""
+    bare = recipe(shop.recipe(encoder, "classify", spec("lora"), **STEPS))
+    once = recipe(student(encoder, "classify", tmp_path / "once"))
+    stays = recipe(student(decoder, "generate", tmp_path / "stays", objective={"on_policy": 0.5}))
+    none, beside, along = (rehearse(r, read_data(r)) for r in (bare, once, stays))
+    weights = sum(p.nbytes for p in load(encoder / "teacher-classify").net.model.parameters())
+    assert (none.beside, beside.beside) == (0, weights) and none.weights == beside.weights
+    assert replace(beside, step=replace(beside.step, bytes=0)).peak == beside.weights + weights
+    written = recipe(shop.recipe(decoder, "generate", spec("lora"), **STEPS))
+    teacher = sum(p.nbytes for p in load(decoder / "teacher-generate").net.model.parameters())
+    assert along.weights - rehearse(written, read_data(written)).weights == teacher and along.beside == 0

@@ -16,6 +16,7 @@ from tunesmith.artifact import export, load
 from tunesmith.ask import evaluate, predictions
 from tunesmith.check import check
 from tunesmith.comparison.arms import EIGHT
+from tunesmith.dataset import read_data
 from tunesmith.errors import Refusal
 from tunesmith.evaluate.embedding import pairs, ranked
 from tunesmith.evaluate.evaluate import Probe
@@ -72,6 +73,17 @@ def work(tmp_path_factory) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------ methods and rows
+
+
+def test_pairs_say_what_they_are_about_where_the_recipe_names_it(work, tmp_path):
+    """Of sentence pairs a column `label` usually says how the two relate: it is read as what both are about only where it is asked for."""
+    path = write(tmp_path / "pairs.jsonl", [row | {"label": "ab"[i % 2]} for i, row in enumerate(rows("negatives"))])
+    made = embed(work, "pairs", data={"train": path, "eval": path})
+    assert "alike" not in read_data(recipe(made)).train.encoded.columns
+    named = recipe({**made, "data": {**made["data"], "columns": {"anchor": "anchor", "positive": "positive", "negative": "negative", "label": "label"}}})
+    data = read_data(named)
+    assert data.task.kind == "pairs" and data.train.encoded.columns["alike"].tolist()[:6] == [0, 0, -1, 1, 1, -1]
+    assert train({**named.plain(), "out": str(tmp_path / "run")}).record["steps"] == 20
 
 
 @pytest.mark.parametrize("shape", ["pairs", "similar", "grouped", "texts"])

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import shop
 from tunesmith import train as training
+from tunesmith.ask import evaluate
 from tunesmith.environments import ENVIRONMENTS, environment
 from tunesmith.environments.desk import Desk, cases
 from tunesmith.environments.tictactoe import TicTacToe, value
@@ -78,7 +79,7 @@ def test_no_legal_move_loses(said: str) -> None:
 
 
 def test_the_desk_must_ask_before_it_answers() -> None:
-    world = Desk()
+    world, strict = Desk(), Desk(names=True)
     for seed in range(20):
         text, _ = world.reset(seed=seed)
         assert world.number not in text
@@ -89,7 +90,13 @@ def test_the_desk_must_ask_before_it_answers() -> None:
         assert world.step(f"{world.number} leaves today.")[1:] == (0.0, True, False, {"success": False}), "a number by heart is worth nothing"
         world.reset(seed=seed)
         world.step("order number?")
-        assert world.step("It leaves today.")[1] == 0.2
+        assert world.step("It leaves today.")[1] == 1.0, "obtained before it answered"
+        world.reset(seed=seed)
+        world.step("order number?")
+        assert world.step(" ")[1] == 0.2
+        strict.reset(seed=seed)
+        strict.step("order number?")
+        assert strict.step("It leaves today.")[1] == 0.2
     assert len(cases("train", None)) > 50 and {lang for *_, lang in cases("train", None)} == {"en", "zh"}
     assert all(number not in text for text, number, _ in cases("train", None))
 
@@ -201,6 +208,10 @@ def test_a_policy_learns_to_play(kind, algorithm, tmp_path: Path) -> None:
     assert result["after"]["success"] > 0.8 and result["after"]["length"] == 3.0
     lines = [json.loads(line) for line in (result.folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 32 and len(lines[0]["predicted"].split()) >= 6
+    fresh = evaluate(result.folder, "play/16")
+    assert fresh["rows"] == 16 and fresh["scores"]["success"] > 0.8
+    with pytest.raises(Refusal, match="plays an environment"):
+        evaluate(result.folder, "rows.jsonl")
 
 
 def test_an_encoder_decoder_does_not_play(tmp_path: Path) -> None:

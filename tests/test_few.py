@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import shop
+import worded
 from tunesmith.comparison.compare import compare
+from tunesmith.comparison.in_context import NAME
 from tunesmith.comparison.statistics import Estimate, difference
 from tunesmith.dataset import read_data
 from tunesmith.errors import Refusal
@@ -86,6 +88,20 @@ def test_a_comparison_draws_for_every_run_and_baseline(work, tmp_path):
     alone = run(recipe({**few(work, tmp_path / "alone", method="bitfit"), "seed": 1}), Reporter(quiet=True))
     arm = json.loads((tmp_path / "c/arms/bitfit/seed-1/result.json").read_text())
     assert arm["after"] == alone["after"]
+
+
+@pytest.mark.parametrize("kind", ["masked", "decoder"])
+def test_what_a_model_with_a_vocabulary_says_of_examples_is_a_baseline(kind, tmp_path):
+    """It is the designed prompt of the same demonstrations, run by itself; a trunk without a vocabulary is not asked."""
+    (worded.masked if kind == "masked" else shop.decoder)(tmp_path / "model")
+    shop.rows(tmp_path / "held.jsonl", "classify", 30, seed=5)
+    found = compare(recipe(few(tmp_path, tmp_path / "c", method="bitfit")), ["bitfit"], seeds=2, reporter=Reporter(quiet=True))
+    row = next(row for row in found.table if row["label"] == NAME)
+    assert row["baseline"] and len(row["values"]) == 2 and not row["trainable_parameters"]
+    shots = json.loads((tmp_path / "c/arms/in-context-examples/seed-1/result.json").read_text())["examples"]
+    prompt = few(tmp_path, tmp_path / "alone", method={"kind": "hard_prompt", "shots": shots}, objective="cloze")
+    alone = run(recipe({**prompt, "seed": 1}), Reporter(quiet=True))
+    assert shots > 0 and alone["after"]["accuracy"] == row["values"][1]
 
 
 def test_draws_are_paired():

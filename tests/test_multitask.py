@@ -10,6 +10,7 @@ import pytest
 
 import shop
 from test_resume import same, train, train_with_stops
+from tunesmith.advice.rehearsal import rehearse
 from tunesmith.core import Batch
 from tunesmith.curriculum import read_all
 from tunesmith.errors import Refusal
@@ -84,6 +85,13 @@ def test_a_task_whose_rows_see_each_other_beside_one_whose_do_not(work, tmp_path
         logs.append(journal(tmp_path / str(micro)))
     for one, other in zip(*logs, strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("update", "held"), [("descend", 0), ("pcgrad", 2), ("famo", 1), ({"kind": "gradnorm", "over": "all"}, 2)])
+def test_a_forecast_counts_the_gradients_that_wait(work, tmp_path, update, held):
+    made = recipe(several(work, tmp_path / "run", "classify", "tag", "score", update=update))
+    found = rehearse(made, read_all(made))
+    assert found.held == held * 4 * found.trainable
 
 
 def test_fixed_weights_are_the_tasks_own(work, tmp_path):

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 import shop
-from test_resume import same, train_with_stops
+from test_resume import same, tensors, train_with_stops
 from tiny import network
 from tunesmith import train as training
 from tunesmith.artifact import load
+from tunesmith.ask import evaluate
 from tunesmith.check import check
 from tunesmith.comparison.arms import EIGHT
 from tunesmith.core import Batch, Ragged
@@ -254,6 +255,27 @@ def test_every_method_is_reinforced(work, method, algorithm, tmp_path):
     if algorithm == "ppo":
         assert load_file(critic)["critic.weight"].abs().max() > 0
     assert isinstance(load(result.folder).predict(["w1 w2"])[0]["text"], str), before
+    again = evaluate(result.folder, spec["data"]["eval"])["scores"]
+    assert {key: again[key] for key in ("reward", "kl", "length")} == pytest.approx({key: result["after"][key] for key in ("reward", "kl", "length")}, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "layers", "prefix", "seq2seq"])
+def test_a_critic_of_its_own_learns_and_lets_the_policy_be(kind, work, tmp_path):
+    """The policy's gradient is that of a detached critic, and what rests is not stored twice."""
+    folder, method = (tmp_path, "lora") if kind == "seq2seq" else (work, kind)
+    if kind == "seq2seq":
+        shop.seq2seq(tmp_path / "model")
+    ppo = {"algorithm": "ppo", "group": 1, "minibatches": 1, "epochs": 1}
+    once = {"budget": {"steps": 1}, "update": {"batch": 16, "rate": 1e-2, "clip": 0}, "recompute": kind == "full"}
+    ends = {critic: run(made(folder, method, {**ppo, "critic": critic}, out=str(tmp_path / critic), **once)).folder for critic in ("own", "detached")}
+    changes = [{name: t for name, t in tensors(end).items() if not name.startswith("objective")} for end in ends.values()]
+    assert changes[0].keys() == changes[1].keys() and all(torch.equal(t, changes[1][name]) for name, t in changes[0].items())
+    kept = load_file(ends["own"] / "artifact" / "objective.safetensors")
+    policy = sum(f.stat().st_size for f in (ends["own"] / "artifact").glob("*.safetensors") if f.name != "objective.safetensors")
+    assert kept["critic.weight"].abs().max() > 0
+    assert 0.5 * policy < sum(t.nbytes for n, t in kept.items() if n.startswith("moved.")) < 1.5 * policy
+    longer = load_file(run(made(folder, method, {**ppo, "critic": "own"}, out=str(tmp_path / "longer"))).folder / "artifact" / "objective.safetensors")
+    assert any(not torch.equal(longer[name], kept[name]) for name in kept if name.startswith("moved."))
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
@@ -299,8 +321,12 @@ def test_it_learns_what_is_rewarded_and_nothing_from_a_reward_of_chance(work, al
 
 @pytest.mark.parametrize(
     "objective",
-    [{"algorithm": "ppo", "group": 1, "epochs": 2, "minibatches": 2, "target": 0.01, "horizon": 200}, {"algorithm": "grpo", "epochs": 3}],
-    ids=["ppo", "grpo"],
+    [
+        {"algorithm": "ppo", "group": 1, "epochs": 2, "minibatches": 2, "target": 0.01, "horizon": 200},
+        {"algorithm": "ppo", "group": 1, "epochs": 2, "minibatches": 2, "critic": "own"},
+        {"algorithm": "grpo", "epochs": 3},
+    ],
+    ids=["ppo", "ppo-own", "grpo"],
 )
 def test_a_kill_among_the_passes_over_a_rollout_costs_nothing(work, objective, tmp_path, monkeypatch):
     spec = made(work, "lora", objective, budget={"steps": 9}, evaluate={"every": 3}, checkpoint={"every": 1})
@@ -332,6 +358,7 @@ def test_plain_text_is_a_prompt_to_go_on_from(work, tmp_path):
         ({"objective": {"reward": None}}, "needs a reward"),
         ({"objective": {"kl": "loss", "estimate": "k1"}}, "k1 in the loss"),
         ({"objective": {"group": 5}}, "no whole number of groups"),
+        ({"objective": {"critic": "own"}}, "has no critic"),
         ({"objective": {"reward": None, "environment": "tictactoe"}}, "data: play"),
         ({"data": {"train": "play"}}, "data: play"),
         ({"dropout": 0.1}, "the one that wrote"),

@@ -153,8 +153,10 @@ class Tuned:
         return f"<b>{self.about.model['name']}</b>, {self.about.method['kind']}, {self.task.name} {list(self.task.labels)[:12]}"
 
 
-def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> Tuned:
-    """The tuned network of a run's folder, at rest. `quantised=False` loads a full-precision base under a delta that was trained on 4 bits."""
+def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True, keep: bool = False) -> Tuned:
+    """The tuned network of a run's folder, at rest. `quantised=False` loads a full-precision base under a delta that was trained on 4 bits; `keep` holds on to
+    what the delta replaced, so that the base can be asked too.
+    """
     about, folder = describe(folder), artifact_of(folder)
     task = task_from(about.task)
     source = origin(about.model["name"], about.model["revision"], about.model["bits"] if quantised else None, about.model.get("blocks"))
@@ -168,7 +170,7 @@ def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True) -> 
             add_head(net, each.key, HeadSpec(each.outputs, **head), 0)
     method = build(METHODS[about.method["kind"]], without_kind(about.method), "method", None)
     state = stored(folder, net, method)
-    delta = method.attach(net, keep=routed(state))
+    delta = method.attach(net, keep=keep or routed(state))
     if routed(state):
         put_back(net, delta, state, [t.key for t, _, _ in asked.values()])
     delta.load_state_dict(state)

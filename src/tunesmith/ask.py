@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,44 +11,65 @@ from typing import Any
 import yaml
 
 from .artifact import Tuned, describe, load
-from .dataset import Part, desk_records, known
+from .dataset import DESK_SPLITS, Part, desk_records, episodes, formatted, known
 from .errors import Refusal
+from .evaluate.evaluate import Probe
 from .judging import probe_of
 from .networks.decode import Sampling
 from .objectives import OBJECTIVES
-from .prompting.asking import judged
+from .prompting.asking import judged as in_words
 from .recipe import Recipe, recipe
+from .reinforcement import judged as played
 from .sources.table import Table
-from .sources.text.formats import detect
 from .sources.text.read import read
+from .sources.text.records import Records
 from .sources.text.task import kind_of
 
 ANSWERED = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
 
 
 def evaluate(folder: Path, file: str, task: str | None = None) -> dict[str, Any]:
-    """The task's metrics on a file, read as the run's own data were. `task`: of several, which."""
-    tuned, made = run_of(folder, task), recipe_of(folder)
+    """The task's metrics on a file, read as the run's own data were, or on further episodes of its environment. `task`: of several, which."""
+    made = recipe_of(folder)
+    tuned = run_of(folder, task, keep=made.objective["kind"] == "reinforce")
     made = made.each().get(task or "", made)
-    d = made.data
-    if file.partition("/")[0] == "desk":
-        shape = d.train if d.train.partition("/")[0] == "desk" else "desk"
-        records = desk_records(shape, made.task, "test" if file == "desk" else file.partition("/")[2])
-    else:
-        records = read(file, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split="test", where_key="data")
-    found = detect(records, made.task, d.columns or None, multi_label=d.multi_label, bad_rows=d.bad_rows, repair=d.repair)
+    found = formatted(made, records_for(made, file))
     known(tuned.task, found.examples(), "eval")
     kind = kind_of(tuned.task.name, found.examples(), tuned.task.kind == "multi")
     asked = replace(tuned.task, kind=OBJECTIVES[made.objective["kind"]].rows.get(kind, kind))
-    part = Part("eval", found, tuned.reader.encode(found.examples(), asked), asked)
-    table = Table(part.encoded.columns, tuned.task.key, device=tuned.net.device)
-    outcome = (judged(tuned, part) if tuned.learn else probe_of(part, table, tuned.reader, made)).ask(tuned.net)
+    part = Part("test", found, tuned.reader.encode(found.examples(), asked), asked)
+    outcome = JUDGED.get(made.objective["kind"], by_labels)(tuned, part, made).ask(tuned.net)
     return {"rows": len(part.examples), "loss": outcome.loss, "scores": dict(outcome.scores.values), "undefined": dict(outcome.scores.reasons)}
 
 
-def run_of(folder: Path, task: str | None) -> Tuned:
+def records_for(made: Recipe, file: str) -> Records:
+    """`desk` and `desk/dev` are the embedded data in the shape of the run's own; `play/200` are episodes that it has not met."""
+    d, (first, _, rest) = made.data, file.partition("/")
+    if first == "desk":
+        names = {"": "test", **{split: name for name, split in DESK_SPLITS.items()}}
+        if rest not in names:
+            raise Refusal(f"the desk has no part {rest!r}", where="data", fix="desk/train, desk/dev or desk/test")
+        return desk_records(d.train if d.train.partition("/")[0] == "desk" else "desk", made.task, names[rest])
+    if made.objective.get("environment"):
+        if first != "play":
+            raise Refusal("this run plays an environment, and is not asked about rows", where="data", fix="play, or play/200")
+        return episodes(file, made, "test")
+    return read(file, encoding=d.encoding, delimiter=d.delimiter, header=d.header, split="test", where_key="data")
+
+
+def by_labels(tuned: Tuned, part: Part, made: Recipe) -> Probe:
+    return probe_of(part, Table(part.encoded.columns, tuned.task.key, device=tuned.net.device), tuned.reader, made)
+
+
+JUDGED: dict[str, Callable[[Tuned, Part, Recipe], Probe]] = {  # objective -> how a finished run of it is judged, where not by labels
+    "cloze": lambda tuned, part, made: in_words(tuned, part),
+    "reinforce": played,
+}
+
+
+def run_of(folder: Path, task: str | None, keep: bool = False) -> Tuned:
     """A finished run; of one with several tasks, the one that is meant."""
-    tuned = load(folder)
+    tuned = load(folder, keep=keep)
     if task is None and tuned.others:
         raise Refusal(f"{folder} has several tasks", where="--task", fix=f"--task {' or '.join(tuned.others)}")
     return tuned.of(task) if task is not None else tuned

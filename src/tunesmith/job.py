@@ -36,7 +36,7 @@ from .sources.streams import Mixed, Plan
 from .sources.table import Table
 from .strategies import Strategy
 from .teaching.columns import foreseen as teachable
-from .teaching.columns import taught
+from .teaching.columns import taught, weighed
 from .teaching.written import Written
 from .updates import Descend, Form, Search
 
@@ -73,8 +73,8 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     delta = method.attach(net, keep=shared.keeps or strategy.base or any({"reference", "guide"} & one.needs for one in learns.values()))
     strategy.meet(net, delta, {one.task.key: one.task.kind for one in data.each.values()})
     learn = strategy.objective(learn)
-    learn.to(net.device).meet(net)
     net.recompute(recipe.recompute)
+    learn.to(net.device).meet(net)
     tables = tables_of(recipe, data, learn, net.device)
     for one in data.each.values():
         fits(one, net, method.positions)
@@ -93,7 +93,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     probes = [probe_of_all(part, data, judged, settings) for part in ("eval", "test")]
     known = growing(recipe, data)
     listeners = [Afresh(), *([Opening(net, data.task.key, known)] if known else []), strategy, Conflicts()]
-    said = [line for one in each.values() if one.objective["kind"] in NOTES for line in NOTES[one.objective["kind"]](one, learn, run.total)]
+    said = [line for name, s in settings.items() for column in added_for(learns[name]) for line in column.notes(s.recipe, learns[name], run.total)]
     said += strategy.notes(growing=bool(known) and known[0] < known[-1] and delta.lowest < net.anatomy.depth)
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said], listeners)
 
@@ -145,8 +145,8 @@ def agreed_for_one(recipe: Recipe, data: Dataset) -> Objective:
         )
     if learn.whole and recipe.update.kind == "descend":
         raise Refusal("`update: descend` and an objective in which all rows of a batch see each other", where="update.kind", fix="update: gradcache")
-    for column in learn.needs & FORESEEN.keys():
-        FORESEEN[column](recipe, data, learn)
+    for column in added_for(learn):
+        column.foresee(recipe, data, learn)
     return learn
 
 
@@ -168,27 +168,42 @@ class Setting:
         return bar_of(self.reporter, what)
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column that an objective may want and no file gives.
+
+    add      the source that adds it
+    foresee  raises Refusal for what can be told before weights are loaded
+    notes    what a run says of it first, given its steps
+    beside   bytes of what is loaded for it: while the source is filled, and as long as the run goes on
+    """
+
+    add: Callable[[Any, Setting], Stream]
+    foresee: Callable[[Recipe, Dataset, Any], None] = lambda recipe, data, learn: None
+    notes: Callable[[Recipe, Any, int], list[str]] = lambda recipe, learn, steps: []
+    beside: Callable[[Recipe, Dataset, Any], tuple[int, int]] = lambda recipe, data, learn: (0, 0)
+
+
+COLUMNS = {
+    "advantage": Column(rollouts, playable, notes),
+    "guide": Column(guided),
+    "other": Column(others),
+    "other_reference": Column(other_reference),
+    "reference": Column(reference),
+    "teacher": Column(taught, teachable, beside=weighed),
+}
+
+
+def added_for(learn: Objective) -> list[Column]:
+    return [COLUMNS[name] for name in sorted(learn.needs & COLUMNS.keys())]
+
+
 def enriched(source: Any, wanted: Collection[str], setting: Setting) -> Any:
     """The source, with the columns that the objective wants and the data does not give."""
-    for column in sorted(set(wanted) - source.gives):
-        if column in ADDED and column not in source.gives:
-            source = ADDED[column](source, setting)
+    for name in sorted(set(wanted) & COLUMNS.keys()):
+        if name not in source.gives:
+            source = COLUMNS[name].add(source, setting)
     return source
-
-
-ADDED: dict[str, Callable[[Any, Setting], Stream]] = {  # column -> the source that adds it
-    "advantage": rollouts,
-    "guide": guided,
-    "other": others,
-    "other_reference": other_reference,
-    "reference": reference,
-    "teacher": taught,
-}
-FORESEEN: dict[str, Callable[[Recipe, Dataset, Any], None]] = {
-    "advantage": playable,
-    "teacher": teachable,
-}  # column -> what can be refused before weights are loaded
-NOTES: dict[str, Callable[[Recipe, Any, int], list[str]]] = {"reinforce": notes}
 
 
 def descending(setting: Setting, learn: Objective, strategy: Strategy) -> Descend:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TypeVar
 
@@ -53,11 +54,20 @@ def wait() -> None:
         dist.barrier()
 
 
+looking: ContextVar[bool] = ContextVar("looking", default=False)  # the first process is, and the others wait for what it finds
+
+
 def told(find: Callable[[], T]) -> T:
-    """What the first process finds; the others do not look."""
-    if world() == 1:
+    """What the first process finds; the others do not look. Within, it is alone: what it is to tell there it keeps to itself."""
+    if world() == 1 or looking.get():
         return find()
-    found = [find() if first() else None]
+    found: list[T | None] = [None]
+    if first():
+        token = looking.set(True)
+        try:
+            found = [find()]
+        finally:
+            looking.reset(token)
     dist.broadcast_object_list(found)
     return found[0]  # type: ignore[return-value]
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from .core import Batch, Network
 from .dataset import Dataset, Part
 from .environments import environment
 from .errors import Refusal
 from .evaluate.evaluate import Outcome, Probe
 from .evaluate.metrics import Scores
+from .networks.load import origin
 from .objectives.reinforce import Reinforce
 from .playing import answers, games
-from .recipe import Recipe
+from .progress import Reporter
+from .recipe import Recipe, objective
 from .rewards import reward
 from .sources.advantages import Estimator
 from .sources.rollouts import Plan, Rollouts
+from .sources.table import Table
 from .updates.descend import pieces
 
 if TYPE_CHECKING:
+    from .artifact import Tuned
     from .job import Setting
 
 JUDGED_WITH = 977  # the seed of what a run is judged by
@@ -68,6 +74,20 @@ def judge(part: Part, source: Any, setting: Setting) -> Probe:
         return Outcome(Scores.of(said), [s.text for s in samples], -said["reward"], [(sum(s.scores), 1.0) for s in samples])
 
     return Probe(part.name, source.once, "measured", (), [None] * len(part.examples), measure=measure)
+
+
+def judged(tuned: Tuned, part: Part, recipe: Recipe) -> Probe:
+    """A part on which a finished policy plays, beside the base that it started from."""
+    from .job import Setting
+
+    for module in tuned.net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # the recipe had none, whatever the published configuration says
+    learn = objective(part.task.kind, recipe.objective)
+    learn.to(tuned.net.device).meet(tuned.net)
+    data = Dataset(tuned.task, tuned.reader, origin(recipe.model.name), part, None, None)
+    table = Table(part.encoded.columns, tuned.task.key, device=tuned.net.device)
+    return judge(part, table, Setting(recipe, data, tuned.net, tuned.delta, learn, Reporter(quiet=True)))
 
 
 def chunks(batch: Batch) -> list[list[int]]:

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+import test_distil
 import test_preferences
 import torch
 from safetensors.torch import save_file
@@ -17,8 +18,9 @@ from torch import Tensor
 
 import several
 from test_rollouts import source_of, tuned
+from tiny import stir
 from tunesmith import parallel
-from tunesmith.core import Delta, Run, Stage
+from tunesmith.core import Batch, Delta, Run, Stage
 from tunesmith.engine import fit
 from tunesmith.methods import METHODS, Adapter, BitFit, Full, Head, Layers, LoRA, Prefix, Prompt
 from tunesmith.objectives import Prefer
@@ -48,8 +50,13 @@ SEVERAL = {  # how the gradients or losses of three tasks are put together, rows
 }
 
 
+DISTILLED = {"distil-single": ("single", 10_000), "distil-tag-pieces": ("tag", 12), "distil-generate": ("generate", 10_000)}  # kind, tokens a piece
+
+
 def trained(case: str) -> dict[str, Tensor]:
     """Losses and gradient norms of five steps, and what was learnt."""
+    if case in DISTILLED:
+        return distilled(*DISTILLED[case])
     if case in PREFERRED:
         return preferred(*PREFERRED[case])
     if case in SEVERAL:
@@ -76,6 +83,17 @@ def preferred(loss: str, tokens: int) -> dict[str, Tensor]:
     return told(fit(test_preferences.run_of(net, delta, learn, source, 5, Descend(rate=1e-2, micro=tokens))), delta)
 
 
+def distilled(kind: str, tokens: int) -> dict[str, Tensor]:
+    """From a teacher that is the student stirred, and the labels, half and half."""
+    teacher, _ = learner(kind)
+    stir(dict(teacher.named_parameters()), 0.1)
+    learn = test_distil.distil(kind, alpha=0.5, top=7)
+    batch = test_distil.taught(kind, teacher, learn, Batch(columns(kind)))
+    net, delta = learner(kind, LoRA())
+    stage = Stage("main", Table(batch.columns, size=5), 5, 3)
+    return told(fit(Run(net, delta, learn, [stage], Descend(rate=1e-3, micro=tokens))), delta)
+
+
 PREFERRED = {"prefer-dpo": ("dpo", 10_000), "prefer-simpo": ("simpo", 20), "prefer-kto": ("kto", 10_000), "prefer-kto-pieces": ("kto", 20)}
 
 
@@ -93,7 +111,7 @@ def learnt(run: Run) -> dict[str, Tensor]:
 def main() -> None:
     torch.set_num_threads(1)
     parallel.join()
-    for case in (*CASES, *PREFERRED, *PLAYED, *SEVERAL):
+    for case in (*CASES, *PREFERRED, *PLAYED, *SEVERAL, *DISTILLED):
         save_file(trained(case), Path(sys.argv[1]) / f"{case}-{os.environ.get('RANK', '0')}.safetensors")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from pair import CASES, PLAYED, PREFERRED, SEVERAL, trained
+from pair import CASES, DISTILLED, PLAYED, PREFERRED, SEVERAL, trained
 from safetensors.torch import load_file
 
 import shop
@@ -35,7 +35,7 @@ def pair(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", [*CASES, *PREFERRED, *PLAYED, *SEVERAL])
+@pytest.mark.parametrize("case", [*CASES, *PREFERRED, *PLAYED, *SEVERAL, *DISTILLED])
 def test_two_processes_are_one(pair, case):
     """Sums are taken in another order, hence not to the bit. A key's bias has no gradient but rounding, of which AdamW makes whole steps."""
     alone = trained(case)
@@ -82,6 +82,19 @@ def test_a_pair_that_was_stopped_is_taken_up_by_one(tmp_path, number):
     alone = run(recipe({**made, "out": str(tmp_path / "alone")}), Reporter(quiet=True))
     assert losses(out) == pytest.approx(losses(alone.folder), abs=1e-4)
     assert again["after"]["loss"] == pytest.approx(alone["after"]["loss"], abs=1e-4)
+
+
+def test_a_teacher_is_asked_by_one_of_a_pair(tmp_path):
+    shop.encoder(tmp_path / "model")
+    teacher = {**shop.recipe(tmp_path, "classify", "full"), "out": str(tmp_path / "teacher")}
+    run(recipe(teacher), Reporter(quiet=True))
+    learn = {"objective": {"kind": "distil", "teacher": str(tmp_path / "teacher")}, "dropout": 0.0, "head": {"dropout": 0.0}}
+    made, file, out = shop.recipe(tmp_path, "classify", "lora", **learn), tmp_path / "recipe.yaml", tmp_path / "pair"
+    file.write_text(yaml.safe_dump({**made, "out": str(out)}))
+    subprocess.run([*PAIR, "-m", "tunesmith", "run", str(file)], env=ENV, capture_output=True, timeout=300, check=True)
+    alone = run(recipe({**made, "out": str(tmp_path / "alone")}), Reporter(quiet=True))
+    assert losses(out) == pytest.approx(losses(alone.folder), abs=1e-4)
+    assert (out / "teacher" / "teacher.safetensors").read_bytes() == (alone.folder / "teacher" / "teacher.safetensors").read_bytes()
 
 
 def test_a_refusal_is_said_once(tmp_path):

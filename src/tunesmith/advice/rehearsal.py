@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..core import Batch, Delta, Objective, Ragged
 from ..dataset import Dataset, Part
-from ..job import agreed, fits, lengths, sizes, tables_of
+from ..job import added_for, agreed, fits, form_of, lengths, sizes, tables_of
 from ..networks.blank import blank_network
 from ..networks.precision import DTYPES, choose
 from ..networks.transformer import Transformer
@@ -42,7 +42,9 @@ class Work:
 class Rehearsal:
     """What one run will be.
 
-    weights   bytes that rest in memory, in the dtype in which they are kept while training
+    weights   bytes that rest in memory, in the dtype in which they are kept while training, a teacher's that is asked all along among them
+    beside    bytes of what else is loaded before the first step, and let go
+    held      bytes of gradients that wait for those of other tasks
     step      the heaviest step among those to come, a piece of it where `update.micro` cuts it
     fill      the pass that stores the frozen trunk's states, once, or None where nothing is stored; `stored` bytes for all rows
     steps     the rows of each step to come; of a run that a clock ends, of an epoch
@@ -52,6 +54,8 @@ class Rehearsal:
     trainable: int
     total: int
     weights: int
+    beside: int
+    held: int
     step: Work
     fill: Work | None
     stored: int
@@ -71,7 +75,8 @@ class Rehearsal:
     @property
     def peak(self) -> int:
         """Bytes of tensors at the fullest moment of the run."""
-        return self.weights + self.stored + max(self.step.bytes + MOMENTS * self.trainable, self.fill.bytes if self.fill else 0)
+        step = self.step.bytes + MOMENTS * self.trainable + self.held
+        return self.weights + max(self.beside, self.stored + max(step, self.fill.bytes if self.fill else 0))
 
 
 def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
@@ -84,6 +89,8 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
     one, table = data.each[name], tables[name]
     heavy = next(pieces(table.batch(max(found[name], key=lambda rows: sum(table.long[i] for i in rows))), recipe.update.micro))
     *_, longest = table.once()
+    each = recipe.each()
+    before, along = zip(*(beside(each.get(name, recipe), one, learn.of(one.task.key)) for name, one in data.each.items()), strict=True)
     torch.manual_seed(recipe.seed)
     with blank_network(data.source, generates=recipe.generates, worded=data.worded, dropout=recipe.dropout, tokenizer=data.reader.tokenizer) as net:
         net.pool, net.labels = recipe.head.pool or net.pool, data.task.labels
@@ -103,7 +110,9 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         return Rehearsal(
             trainable=sum(p.numel() for p in delta.parameters().values()),
             total=sum(p.numel() for p in net.parameters()),
-            weights=weights_of(net, recipe.model.bits, published) + sum(value.nbytes for value in delta.base.values()),
+            weights=weights_of(net, recipe.model.bits, published) + sum(value.nbytes for value in delta.base.values()) + max(along),
+            beside=max(before) - max(along),
+            held=form_of(recipe, learn).holds(len(tables)) * sum(p.nbytes for p in delta.parameters().values()),
             step=worked(net, batch, lambda: moved(learn, net, batch, method.learns), net.train),
             fill=filled(net, longest, floor, pooled) if floor else None,
             stored=sum(stored_values(part, pooled) for d in data.each.values() for part in (d.train, d.eval, d.test) if part)
@@ -119,6 +128,12 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
             floor=floor,
             dtype=choice.dtype,
         )
+
+
+def beside(recipe: Recipe, data: Dataset, learn: Objective) -> tuple[int, int]:
+    """Bytes of other networks: while the sources are filled, one after the other, and all along."""
+    found = [column.beside(recipe, data, learn) for column in added_for(learn)] or [(0, 0)]
+    return max(once for once, _ in found), sum(along for _, along in found)
 
 
 def laid_out(found: Mapping[str, list[list[int]]], tables: Mapping[str, Table]) -> list[list[int]]:

@@ -108,22 +108,36 @@ def several(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.
 
 def baselines(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Result]:
     """All that make sense for the task; those that lie finished in the folder are taken from there."""
-    plain = replace(recipe, method={"kind": "head"}, objective={"kind": "supervised"}) if OBJECTIVES[recipe.objective["kind"]].rows else recipe
-    data = shared.data(plain)  # a head reads rows as they are, not asked about in words
+    data = shared.data(plain(recipe))
     if len({one.task.key for one in data.each.values()}) > 1:
         return []  # there is no head that all tasks share
     names = OF_KIND.get(data.task.kind, ["majority", "nearest centroid", "linear probe"])
     names = [name for name in names if not (name == "nearest centroid" and data.task.kind in ("score", "multi"))]
-    draws = recipe.built_stream().draws
-    folders = {name: recipe.folder / "arms" / name.replace(", ", "-").replace(" ", "-") / (f"seed-{recipe.seed}" if draws else "") for name in names}
-    wanted = identity(replace(recipe, method={"kind": "head"}, budget=type(recipe.budget)(), seed=recipe.seed if draws else 0))
-    found = {name: there for name, folder in folders.items() if (there := finished(folder, wanted))}
+    wanted = wanted_of(recipe)
+    found = {name: there for name in names if (there := finished(folder_for(recipe, name), wanted))}
     if missing := [name for name in names if name not in found]:
         reporter.say(f"baselines: {', '.join(missing)}")
         asked = texts_to_write if data.task.outputs == 0 else linear_heads
-        for name, record, lines in asked(plain, data, shared, reporter, missing):
-            found[name] = left(folders[name], {**record, "recipe": wanted}, lines)
+        for name, record, lines in asked(plain(recipe), data, shared, reporter, missing):
+            found[name] = left(folder_for(recipe, name), {**record, "recipe": wanted}, lines)
     return [found[name] for name in names if name in found]
+
+
+def plain(recipe: Recipe) -> Recipe:
+    """Rows as they are, not asked about in words."""
+    return replace(recipe, method={"kind": "head"}, objective={"kind": "supervised"}) if OBJECTIVES[recipe.objective["kind"]].rows else recipe
+
+
+def folder_for(recipe: Recipe, name: str) -> Path:
+    """A baseline has no seed but that of its rows."""
+    folder = recipe.folder / "arms" / name.replace(", ", "-").replace(" ", "-")
+    return folder / f"seed-{recipe.seed}" if recipe.built_stream().draws else folder
+
+
+def wanted_of(recipe: Recipe) -> dict[str, Any]:
+    """By what a baseline that lies in the folder is known to be the one that is asked for."""
+    seed = recipe.seed if recipe.built_stream().draws else 0
+    return identity(replace(recipe, method={"kind": "head"}, budget=type(recipe.budget)(), seed=seed))
 
 
 def finished(folder: Path, wanted: Mapping[str, Any]) -> Result | None:

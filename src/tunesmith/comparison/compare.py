@@ -30,6 +30,7 @@ from .arms import Arm, arms
 from .baselines import baselines
 from .board import Board, Herald, Left, left, over
 from .crew import Crew, Worker, crew
+from .in_context import in_context
 from .report import write_report
 from .search import Found, search, searched
 from .table import label_of, leads, notes, rows_of, tabled
@@ -91,7 +92,8 @@ def compare(
     began, board = time.perf_counter(), Board(expected([*made, *beside(made)], tune), reporter)
     with crew(jobs, on, passages, board.hear, reporter, recipe.threads) as hands:
         splits = range(recipe.seed, recipe.seed + (seeds if recipe.built_stream().draws else 1))  # a baseline has no seed but that of its rows
-        results = [baseline for _, found in hands.each(untrained, [replace(recipe, seed=s) for s in splits]) for baseline in found]
+        rows = [replace(recipe, seed=s) for s in splits]
+        results = [baseline for asked in (untrained, shown) for _, found in hands.each(asked, rows) for baseline in found]
         with board:
             chosen = tuned(made, tune, hands)
             results += trained([*chosen, *beside(chosen)], hands)
@@ -120,6 +122,10 @@ def expected(made: Sequence[Arm], tune: int) -> dict[str, int]:
 
 def untrained(worker: Worker, base: Recipe) -> list[Result]:
     return baselines(base, worker.shared, worker.reporter)
+
+
+def shown(worker: Worker, base: Recipe) -> list[Result]:
+    return in_context(base, worker.shared, worker.reporter)
 
 
 def train_arm(worker: Worker, arm: Arm) -> Result | Left:

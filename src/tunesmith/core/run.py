@@ -25,7 +25,7 @@ class Objective(nn.Module, ABC):
 
     tasks   the recipe's tasks that it serves
     rows    kinds of rows that it reads in another form, and that form's kind
-    needs   the columns both halves look up; what the data does not give, a source adds (job.py, ADDED)
+    needs   the columns both halves look up; what the data does not give, a source adds (job.py, COLUMNS)
     judges  those of them that evaluation looks up too
     whole   all rows of a batch see each other, so its gradient is formed by `gradcache`; what `read` returns has one entry a row
     pace    factor on the method's default learning rate

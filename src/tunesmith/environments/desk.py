@@ -17,15 +17,15 @@ NAMED = {"en": r"(?i)(?:(?:the|our|my|this|with|make|have) )?(?:(?:order|number|
 
 
 class Desk:
-    """Messages are the desk data's, with the order number taken out. Done where the answer names the number that the customer gave when asked.
+    """Messages are the desk data's, with the order number taken out. Done where the number was obtained before the answer; with `names`, where the answer names it too.
 
     A turn that asks for the number is answered with it, once more if asked again; any other turn is the desk's answer and ends the dialogue. Reward: 1 done,
     `asked` for having asked at all, 0 otherwise; `patience` questions at most.
     """
 
-    def __init__(self, split: str = "train", language: str | None = None, asked: float = 0.2, patience: int = 2):
+    def __init__(self, split: str = "train", language: str | None = None, asked: float = 0.2, patience: int = 2, names: bool = False):
         self.cases = cases(split, language)
-        self.worth, self.patience = asked, patience
+        self.worth, self.patience, self.names = asked, patience, names
         self.number, self.language, self.asked, self.dice = "", "en", 0, random.Random(0)
 
     def reset(self, *, seed: int | None = None) -> tuple[str, dict[str, Any]]:
@@ -39,7 +39,7 @@ class Desk:
         if self.number not in action and ASKS.search(action) and self.asked < self.patience:
             self.asked += 1
             return self.dice.choice(GIVES[self.language]).format(self.number), 0.0, False, False, {"success": False}
-        done = self.asked > 0 and self.number in action
+        done = self.asked > 0 and bool(action.strip()) and (self.number in action or not self.names)
         return "", 1.0 if done else self.worth * (self.asked > 0), True, False, {"success": done}
 
 

@@ -17,7 +17,7 @@ class Contest:
     """Q rows are asked, A rows may answer, each a text of its own: a text that stands in a batch several times answers once.
 
     right  of each that is asked, the index of the answer
-    apart  (question, answer) that are neither right nor wrong: the text that is asked itself, and what it is right with elsewhere in the batch
+    apart  (question, answer) that are neither right nor wrong: the text that is asked itself, what it is right with elsewhere in the batch, and answers of its label
     """
 
     asked: Sequence[int]
@@ -42,8 +42,8 @@ class Contest:
         return found
 
 
-def contest(texts: Sequence[int], asked: Sequence[int], right: Sequence[int], others: Sequence[int] = ()) -> Contest:
-    """Row asked[i] is answered by row right[i]; `others` are wrong for everybody. `texts` says of every row which text it is."""
+def contest(texts: Sequence[int], asked: Sequence[int], right: Sequence[int], others: Sequence[int] = (), alike: Sequence[int] = ()) -> Contest:
+    """Row asked[i] is answered by row right[i]; `others` are wrong for everybody. `texts` says of every row which text it is, `alike` which label it has, if any."""
     index: dict[int, int] = {}
     answers: list[int] = []
     for row in (*right, *others):
@@ -53,10 +53,14 @@ def contest(texts: Sequence[int], asked: Sequence[int], right: Sequence[int], ot
     partners: dict[int, set[int]] = defaultdict(set)
     for a, b in zip(asked, right, strict=True):
         partners[texts[a]].add(texts[b])
+    of_label: dict[int, set[int]] = defaultdict(set)
+    for row in answers if alike else ():
+        of_label[alike[row]].add(texts[row])
+    of_label.pop(-1, None)
     apart = [
         (i, index[text])
         for i, (a, b) in enumerate(zip(asked, right, strict=True))
-        for text in sorted({texts[a], *partners[texts[a]]} - {texts[b]})
+        for text in sorted({texts[a], *partners[texts[a]], *(of_label.get(alike[a], ()) if alike else ())} - {texts[b]})
         if text in index
     ]
     return Contest(asked, answers, [index[texts[row]] for row in right], apart)
@@ -64,11 +68,11 @@ def contest(texts: Sequence[int], asked: Sequence[int], right: Sequence[int], ot
 
 def of_pairs(batch: Batch, backwards: bool = False) -> Contest:
     """Anchors (side 0) ask for their positives (side 1) among all positives and negatives; backwards, positives ask for their anchors."""
-    sides, texts = batch.numbers("side"), batch.numbers("text")
+    sides, texts, alike = batch.numbers("side"), batch.numbers("text"), batch.numbers("alike") if "alike" in batch else ()
     anchors, positives = ([i for i, s in enumerate(sides) if s == side] for side in (0, 1))
     if backwards:
-        return contest(texts, positives, anchors)
-    return contest(texts, anchors, positives, [i for i, s in enumerate(sides) if s > 1])
+        return contest(texts, positives, anchors, alike=alike)
+    return contest(texts, anchors, positives, [i for i, s in enumerate(sides) if s > 1], alike)
 
 
 def of_views(batch: Batch) -> Contest:

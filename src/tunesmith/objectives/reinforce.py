@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -37,7 +38,7 @@ class Reinforce(Objective):
     truncated    what a limit cut off: keep, or mask (no loss); penalty: what is taken off its score
     dual         an advantage below 0 never counts more than dual times (Ye et al. 2020, equation 5)
     value_weight, value_clip, discount, trace, critic    PPO: of the critic's loss, how far its values may move, gamma and lambda;
-                 critic: shared (its loss shapes the trunk) or detached
+                 critic: shared (its loss shapes the trunk); detached; or own, a second network that the same method tunes. What rests is in memory once
     """
 
     tasks = ("generate",)
@@ -77,17 +78,18 @@ class Reinforce(Objective):
         value_clip: Above = 0.2,
         discount: Share = 1.0,
         trace: Share = 0.95,
-        critic: Literal["shared", "detached"] = "shared",
+        critic: Literal["shared", "detached", "own"] = "shared",
     ):
         super().__init__()
         given = dict(locals())
         self.name, self.row = algorithm, replaced(ALGORITHMS[algorithm], given)
         self.length, self.turns, self.temperature, self.dual = length, turns, temperature, dual
         self.target, self.horizon, self.penalty = target, horizon, penalty
-        self.value_weight, self.value_clip, self.discount, self.trace, self.shares = value_weight, value_clip, discount, trace, critic == "shared"
+        self.value_weight, self.value_clip, self.discount, self.trace, self.over = value_weight, value_clip, discount, trace, critic
         self.reward, self.environment = reward, environment
         self.estimate = estimate or ("k1" if self.row.kl == "reward" else "k3")
         self.critic: nn.Linear | None = None
+        self.own: tuple[Any, ...] = ()  # the critic's network: in a tuple, lest what rests in it be stored; `moved` is what trains
         self.needs = type(self).needs | ({"value", "return"} if self.values else set())
         refuse(self, kind)
 
@@ -106,12 +108,15 @@ class Reinforce(Objective):
             )
 
     def meet(self, net: Network) -> None:
-        """The critic: a line over the trunk's last states, 0 at the start. Nothing may be left to chance between sampling and scoring."""
+        """The critic: a line over a trunk's last states, 0 at the start. Nothing may be left to chance between sampling and scoring."""
         if self.values:
             critic = nn.Linear(net.anatomy.width, 1, device=next(net.parameters()).device)
             nn.init.zeros_(critic.weight)
             nn.init.zeros_(critic.bias)
             self.critic = critic
+            if self.over == "own":
+                self.own = (twin(net),)
+                self.moved = nn.ParameterDict({n.replace(".", "/"): p for n, p in self.own[0].named_parameters() if p.requires_grad})
         if loose := [name for name, m in net.named_modules() if isinstance(m, nn.Dropout) and m.p > 0]:
             raise Refusal(
                 f"{loose[0]} drops out: the policy that is scored would not be the one that wrote",
@@ -133,8 +138,16 @@ class Reinforce(Objective):
         logp, states = net.spoken(batch, self.temperature)
         if self.critic is None:
             return {"logp": logp}
+        seen = {"shared": lambda: states, "detached": states.detach, "own": lambda: self.own_states(net, batch)}[self.over]()
         with torch.autocast(states.device.type, enabled=False):
-            return {"logp": logp, "value": self.critic((states if self.shares else states.detach()).float())[:, 0]}
+            return {"logp": logp, "value": self.critic(seen.float())[:, 0]}
+
+    def own_states(self, net: Network, batch: Batch) -> Tensor:
+        """(N, D): of the critic's network, which computes as the policy does."""
+        (own,) = self.own
+        own.train(net.training)
+        own.compute, own.room.kernel = net.compute, net.room.kernel  # type: ignore[attr-defined]
+        return own.voiced(batch) if "at" in batch else own.spoken(batch)[1]
 
     def score(self, signals: Signals, batch: Batch) -> Terms:
         lengths = torch.tensor(batch.ragged("label").lengths, device=signals["logp"].device)
@@ -165,6 +178,12 @@ class Reinforce(Objective):
         return {"policy": units} | ({"divergence": units} if self.row.kl == "loss" else {}) | ({"value": tokens} if self.values else {})
 
 
+def twin(net: Network) -> Network:
+    """A copy of what moves, around what rests."""
+    rests = {id(p): p for p in net.parameters() if not p.requires_grad} | {id(t): t for t in [getattr(net, "tokenizer", None)]}
+    return copy.deepcopy(net, rests)
+
+
 def replaced(row: Algorithm, given: Mapping[str, Any]) -> Algorithm:
     """The algorithm with the options that the recipe gives."""
     values = {f.name: getattr(row, f.name) for f in fields(Algorithm)}
@@ -182,6 +201,7 @@ def refuse(r: Reinforce, kind: str) -> None:
         (not loss and r.estimate != "k1", f"{where}.estimate", f"{r.estimate} in the reward: sum_t r_t would not be score - beta KL", "estimate: k1, or kl: loss"),
         (r.row.baseline in ("group", "others") and r.row.group == 1, f"{where}.group", f"{r.name} compares the samples of one prompt, and group is 1",
          "group: 8, or algorithm: reinforce"),
+        (r.over == "own" and not r.values, f"{where}.critic", f"{r.name} has no critic", "algorithm: ppo; or leave `critic` out"),
         (r.target is not None and r.row.beta == 0, f"{where}.target", "an adaptive KL that starts from beta 0 stays at 0", "beta: 0.05"),
     ]  # fmt: skip
     for wrong, key, what, fix in checks:

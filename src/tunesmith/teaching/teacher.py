@@ -56,6 +56,7 @@ class Named:
     """A teacher that is not loaded. `labels` in its own order; `reader` reads texts as it does."""
 
     name: str
+    source: Origin
     labels: tuple[str, ...]
     reader: Reader
     config: Any
@@ -106,10 +107,10 @@ def of_run(recipe: Recipe, data: Dataset, folder: Path) -> Named:
         )  # fmt: skip
     labels = tuple(about.task["labels"])
     same_labels(labels, data.task.labels, str(folder))
-    config, blocks = load_config(base_of(about)), about.model.get("blocks")
+    source, blocks = base_of(about), about.model.get("blocks")
     identity = hashed(*sorted(inside.glob("*.safetensors")), inside / "tunesmith.json")
     reader = Reader(load_tokenizer(Origin(str(inside), str(inside))), **about.reader)
-    return Named(str(folder), labels, reader, config, blocks, identity, lambda device: taught_by_run(folder, device))
+    return Named(str(folder), source, labels, reader, load_config(source), blocks, identity, lambda device: taught_by_run(folder, device))
 
 
 def base_of(about: Description) -> Origin:
@@ -147,7 +148,7 @@ def of_published(recipe: Recipe, data: Dataset, name: str) -> Named:
     weights = sorted(Path(source.path).glob("*.safetensors")) if Path(source.path).is_dir() else []
     identity = hashed(*weights, Path(source.path) / "config.json") if weights else str(getattr(config, "_commit_hash", None) or name)
     if recipe.task == "generate":
-        return Named(name, (), reader, config, None, identity, lambda device: taught_by_writer(source, reader, device))
+        return Named(name, source, (), reader, config, None, identity, lambda device: taught_by_writer(source, reader, device))
     ending, auto = CLASSES.get(recipe.task, CLASSES["classify"])
     if not any(str(found).endswith(ending) for found in config.architectures or ()):
         raise Refusal(
@@ -156,7 +157,7 @@ def of_published(recipe: Recipe, data: Dataset, name: str) -> Named:
         )  # fmt: skip
     labels = tuple(str(name) for _, name in sorted((config.id2label or {}).items())) if data.task.labels else ()
     same_labels(labels, data.task.labels, name)
-    return Named(name, labels, reader, config, None, identity, lambda device: taught_by_class(auto, source, reader.tokenizer.pad_token_id or 0, device))
+    return Named(name, source, labels, reader, config, None, identity, lambda device: taught_by_class(auto, source, reader.tokenizer.pad_token_id or 0, device))
 
 
 def taught_by_writer(source: Origin, reader: Reader, device: torch.device) -> Teacher:

@@ -182,6 +182,9 @@ class GradNorm(Form):
         self.turn(told(losses, tasks, batches[0]["ids"].device), norms)
         return Formed(by_term(losses), shown(weights))
 
+    def holds(self, tasks: int) -> int:
+        return 2 if self.over == "all" else 0
+
     def turn(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:
         """Move the weights by one step."""
         for task, loss in losses.items():
@@ -248,6 +251,9 @@ class FAMO(Form):
         for p, grad in zip(params, held, strict=True):
             p.grad = None if grad is None else grad.mul_(scale)
         return Formed(by_term(losses), shown({task: pull * scale for task, pull in pulls.items()}))
+
+    def holds(self, tasks: int) -> int:
+        return 1
 
     @torch.no_grad()
     def after(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> None:

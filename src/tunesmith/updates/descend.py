@@ -45,6 +45,10 @@ class Form(ABC):
     def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
         """Leave this process' gradients in `.grad`, in passes of at most so many tokens. What is told is never weighted."""
 
+    def holds(self, tasks: int) -> int:
+        """How many gradients wait, at most, beside the one that descends; what they weigh is foreseen by it."""
+        return 0
+
     def after(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> None:
         """Once the optimiser has moved, with all gradients gone."""
 

@@ -150,6 +150,9 @@ class Surgery(Form):
     def __call__(self, run: Run, batches: Sequence[Batch], tokens: int, seed: int) -> Formed:
         return operated(run, batches, tokens, seed, self.weigh)
 
+    def holds(self, tasks: int) -> int:
+        return tasks - 1
+
     @abstractmethod
     def weigh(self, products: Tensor, seed: int) -> Tensor:
         """Gramian (K, K) in float64 -> weights (K)."""

@@ -205,7 +205,7 @@ def answered(reader: Reader, dialogues: Sequence[Dialogue]) -> tuple[dict[str, T
 
 def related(reader: Reader, examples: Sequence[Related], task: Task) -> Encoded:
     """A row a text. side (B,): 0 the anchor, 1 the positive, from 2 on negatives; text (B,): equal for equal texts, input (B,): for those with equal
-    prompts, too; label (B,) or score (B,) where there are.
+    prompts, too; label (B,) or score (B,) where there are; alike (B,) of pairs with a label, equal for those that answer each other, -1 for negatives.
 
     Texts of one example are a group, so that each keeps its own.
     """
@@ -222,6 +222,8 @@ def related(reader: Reader, examples: Sequence[Related], task: Task) -> Encoded:
     names = {label: i for i, label in enumerate(dict.fromkeys([*task.labels, *(e.label or "" for e in examples)]))}  # other files may have other labels
     if task.kind == "grouped":
         columns["label"] = torch.tensor([names[e.label or ""] for e in examples]).repeat_interleave(sizes)
+    if task.kind == "pairs" and any(e.label for e in examples):
+        columns["alike"] = torch.tensor([names[e.label or ""] if side < 2 and e.label else -1 for e in examples for side in range(len(e.texts))])
     if task.kind == "similar":
         columns["score"] = torch.tensor([e.score or 0.0 for e in examples]).repeat_interleave(sizes)
     lengths = uncut(reader, list(index), None, ids)

@@ -242,7 +242,7 @@ def _headerless(view: Columns) -> Plan:
 
 
 def _embed(view: Columns, options: Options) -> Plan:
-    """Two texts with a score; an anchor with a positive, and perhaps negatives; a text with a label; or texts alone."""
+    """Two texts with a score; an anchor with a positive, and perhaps negatives and what they are about; a text with a label; or texts alone."""
     two = view.both(("anchor", "positive"), ()) or view.both(("text", "pair"), ()) or view.both(("anchor", "positive"), known.RELATED)
     score = view.given.get("score") or (view.find("score", ("score", "similarity", "similarity_score")) if two else None)
     if not two and not view.given and guesses.headerless(view):
@@ -256,7 +256,8 @@ def _embed(view: Columns, options: Options) -> Plan:
             if "negative" in view.given
             else [n for n in view.found if plain(n).rstrip("_0123456789") in known.NEGATIVES]
         )
-        return _related({"anchor": two[0], "positive": two[1], **{f"negative {i + 1}": n for i, n in enumerate(negatives)}, "score": score})
+        label = None if score else view.given.get("label")  # only where it is named: of sentence pairs, `label` usually says how the two relate
+        return _related({"anchor": two[0], "positive": two[1], **{f"negative {i + 1}": n for i, n in enumerate(negatives)}, "score": score, "label": label})
     one = view.find("text", known.TEXT)
     label = view.find("label", known.LABEL, (one,))
     if not one and guesses.headerless(view):

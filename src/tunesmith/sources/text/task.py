@@ -56,5 +56,5 @@ def kind_of(name: str, examples: Sequence[Any], multi_label: bool = False) -> st
     if name == "classify":
         return "multi" if multi_label or any(len(e.labels) != 1 for e in examples) else "single"
     if isinstance(first, Related):
-        return "similar" if first.score is not None else "grouped" if first.label is not None else "pairs" if len(first.texts) > 1 else "texts"
+        return "similar" if first.score is not None else "pairs" if len(first.texts) > 1 else "grouped" if first.label is not None else "texts"
     return {Preferred: "reward" if name == "score" else "preferred", Judged: "judged"}.get(type(first), name)
