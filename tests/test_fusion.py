@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,37 @@ def test_from_a_recipe_and_its_artifact_loads_alone(work, tmp_path, way):
     else:
         with pytest.raises(Refusal, match="cannot be folded"):
             export(tmp_path / "fused", tmp_path / "plain")
+
+
+def test_a_mixture_by_task_gives_each_its_own_weights(work, tmp_path):
+    """A task's rows move its weights alone; the artifact answers each by its own; one of them with the rest's weights is another network."""
+    each = {"a": "classify", "b": "score"}
+    for shape in each.values():
+        shop.rows(work / f"{shape}.jsonl", shape)
+    tasks = {name: {"task": shape, "data": str(work / f"{shape}.jsonl")} for name, shape in each.items()}
+    made = {
+        **{k: v for k, v in shop.recipe(work, "classify").items() if k not in ("task", "data")},
+        "tasks": {name: {**one, "data": {"train": one["data"], "eval": one["data"]}} for name, one in tasks.items()}, "stream": "mix",
+        "method": {"kind": "mixture", "gate": "task", "runs": runs(work, "mixture")}, "budget": {"steps": 20}, "out": str(tmp_path / "run"),
+    }  # fmt: skip
+    result = run(recipe(made), Reporter(quiet=True))
+    tuned = load(result.folder)
+    weights = {n.partition(".mixture.weights.")[2]: p for n, p in tuned.delta.parameters().items() if ".mixture.weights." in n}
+    assert weights.keys() == {"a.w", "b.w", "rest.w"}
+    named = {task: [p for n, p in tuned.delta.parameters().items() if n.endswith(f".weights.{task}.w")] for task in ("a", "b", "rest")}
+    assert all((p == 1 / 2).all() for p in named["rest"]), "no row passed that has no head"
+    assert any((p != q).any() for p, q in zip(named["a"], named["b"], strict=True))
+    batch = Batch({"ids": Ragged(torch.arange(3, 9), (2, 4))}, "a")
+    tuned.net.logits(batch).sum().backward()
+    assert any(p.grad is not None for p in named["a"]) and all(p.grad is None for p in (*named["b"], *named["rest"]))
+    here = tuned.net.states(batch).values
+    assert not torch.equal(here, tuned.net.states(replace(batch, task="b")).values)
+    with pytest.raises(Refusal, match="cannot be folded"):
+        export(result.folder, tmp_path / "plain")
+    lines = [json.loads(line) for line in (result.folder / "predictions.jsonl").read_text().splitlines()]
+    said = [line["predicted"] for line in lines if line["task"] == "a"]
+    asked = [json.loads(line)["text"] for line in (work / "classify.jsonl").read_text().splitlines()]
+    assert [p["label"] for p in tuned.of("a").predict(asked)] == said
 
 
 def test_fusion_is_the_papers_attention():

@@ -99,7 +99,7 @@ def games(args: argparse.Namespace) -> list[dict]:
             continue
         model, seconds = beginner(name, game, Path(args.work), args.threads)
         made = {
-            "model": str(model), "task": "generate", "data": {"train": "play", "eval": "play/256"}, "method": "full",
+            "model": str(model), "task": "generate", "data": {"train": "play/20000", "eval": "play/256"}, "method": "full",
             "objective": {"kind": "reinforce", "algorithm": "ppo", "environment": game.environment, "length": game.length, "turns": game.turns, "beta": 0.0, **game.objective},
             "update": {"batch": game.batch, "rate": game.rate, "warmup": 0.0}, "budget": {"steps": game.steps}, "evaluate": {"every": game.steps, "best": False},
             "out": str(Path(args.work) / f"{name}-ppo"), "dtype": "fp32", "kernel": "matmul", "threads": args.threads,

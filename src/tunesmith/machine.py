@@ -67,16 +67,20 @@ def settle() -> None:
     gc.freeze()
 
 
-def reset_peak() -> None:
-    """Start counting the peak anew, so that several runs in one process can be told apart."""
+def hand_back() -> None:
+    """What was freed and kept goes back to the kernel, for what comes next is of another kind."""
     import gc
-
-    import torch
 
     gc.collect()
     if (libc := glibc()) is not None:
         libc.malloc_trim(0)
 
+
+def reset_peak() -> None:
+    """Start counting the peak anew, so that several runs in one process can be told apart."""
+    import torch
+
+    hand_back()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif os.access("/proc/self/clear_refs", os.W_OK):

@@ -69,7 +69,8 @@ def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
         first = group[0]
         values = {arm: statistics.fmean(r["value"] for r in group if r["arm"] == arm) for arm in dict.fromkeys(r["arm"] for r in group)}
         forgot = {r["arm"]: r["forgot"] for r in group if r.get("forgot") is not None}
-        shape = Shape(first["rows"], first["labels"], first["rarest"], first["tokens"], first["longest"], first.get("skill"))
+        skills = [r["skill"] for r in group if r.get("skill") is not None]  # not all draws were asked
+        shape = Shape(first["rows"], first["labels"], first["rarest"], first["tokens"], first["longest"], statistics.fmean(skills) if skills else None)
         size = size.replace("-", " ") if "per" in size else f"{shape.rows:,} rows"
         found.append(Cell(f"{name}, {size}", first["task"], shape, values, first["metric"], forgot))
     return found

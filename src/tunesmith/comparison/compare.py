@@ -97,6 +97,8 @@ def compare(
         with board:
             chosen = tuned(made, tune, hands)
             results += trained([*chosen, *beside(chosen)], hands)
+    del hands  # and the base with it: what draws the report comes into the room that it leaves
+    machine.hand_back()
     if not any(not r.record.get("baseline") for r in results):
         raise Refusal("no method was left to compare", where="--methods", fix="tunesmith explain METHOD says what each needs")
     again = command(methods, seeds, vary, tune, general)

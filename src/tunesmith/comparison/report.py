@@ -14,7 +14,7 @@ from ..checkpoint import write_file
 from ..evaluate.metrics import better
 from ..guide import GUIDE
 from ..train import Result
-from . import detail, plots, table
+from . import detail, table
 from .words import words
 
 
@@ -26,6 +26,8 @@ def write_report(record: Mapping[str, Any], results: Sequence[Result], path: Pat
 
 def page(record: Mapping[str, Any], results: Sequence[Result], language: str) -> str:
     from jinja2 import Environment
+
+    from . import plots  # and matplotlib with it, which nothing before the page needs
 
     say, rows = words(language), record["table"]
     lines = {label: [table.rows_of(r.folder) for r in group] for label, group in table.by_label(results).items()}

@@ -15,7 +15,8 @@ from .finished import Parts, agree, changes, given, made, options
 from .linear import features, find, quantised, weight_of
 from .lora import LoRA
 
-Gate = Literal["layer", "network", "token"]
+Gate = Literal["layer", "network", "token", "task"]
+REST = "rest"  # tasks without a head
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Mixture(Method):
     W x + sum_n w_n s_n B_n A_n x, w = 1 / K each at the start (after LoraHub, Huang et al. 2023, section 2.2).
 
     runs    folders of finished runs with `method: lora` on this model; rank, scale and targets may differ
-    gate    what decides on w: one number a run for each `layer` or for the whole `network`, or for each `token` softmax(G x) (as X-LoRA, Buehler & Buehler 2024)
+    gate    what decides on w: one number a run for each `layer`, for the whole `network`, or for each layer and `task` of several (those without a head share theirs);
+            or for each `token` softmax(G x) (as X-LoRA, Buehler & Buehler 2024)
     parts   how those LoRAs are made: written into the artifact, which holds their weights too and loads alone; not for recipes
 
     LoraHub mixes A and B each, which multiplies every B with every A, and searches w without gradients, decayed towards 0: here products are mixed, w is trained,
@@ -43,7 +45,7 @@ class Mixture(Method):
 
     @property
     def merges(self) -> bool:  # type: ignore[override]
-        return self.gate != "token"
+        return self.gate in ("layer", "network")
 
     def foreseen(self, model: Mapping[str, Any]) -> None:
         agree(self.runs, "lora", model)
@@ -58,15 +60,18 @@ class Mixture(Method):
 
     def refuse(self, net: Network) -> None:
         self.members()
+        if self.gate == "task" and not len(net.heads):
+            raise Refusal("`gate: task`, and no task has a head to be known by", where="method.gate", fix="gate: layer")
 
     def inject(self, net: Network) -> list[Insert]:
         members, found = self.members(), [] if self.parts else [changes(run) for run in self.runs]
         targets = [set(find(net, member.targets)) for member in members]
         common = Weights(len(members), next(net.parameters()).device)
+        tasks = (*net.heads, REST) if self.gate == "task" else ()
         inserts: list[Insert] = []
         for path in (path for path in net.anatomy.linears if any(path in own for own in targets)):
             here = [i for i, own in enumerate(targets) if path in own]
-            blend = Blend(net.get_submodule(path), [members[i] for i in here], here, self.gate, common, owns=not inserts)
+            blend = Blend(net.get_submodule(path), [members[i] for i in here], here, self.gate, common, tasks, net.room, owns=not inserts)  # type: ignore[attr-defined]
             for low, i in zip(blend.lows, here, strict=True):
                 for name, p in low.named_parameters() if found else ():
                     p.data.copy_(given(found[i], f"{path}.lora.{name}", p.shape, self.runs[i]))
@@ -99,15 +104,17 @@ class Low(nn.Module):
 class Blend(Graft):
     """The low-rank changes of several runs to one layer, `here` those of all that change it, as one product of all their ranks."""
 
-    def __init__(self, host: nn.Module, members: Sequence[LoRA], here: Sequence[int], gate: Gate, common: Weights, owns: bool):
+    def __init__(self, host: nn.Module, members: Sequence[LoRA], here: Sequence[int], gate: Gate, common: Weights, tasks: Sequence[str], room: Any, owns: bool):
         super().__init__()
         width, out = features(host)
         device: torch.device = host.weight.device  # type: ignore[assignment]
         self.here, self.gate = list(here), gate
         self.lows = nn.ModuleList(Low(width, out, member, device) for member in members)
         self.scales = [member.scale for member in members]
-        self.shared = (common,)  # a tuple, lest it be counted once a layer
-        if gate == "layer":
+        self.shared = common, room  # a tuple, lest the weights be counted once a layer
+        if gate == "task":
+            self.weights = nn.ModuleDict({task: Weights(len(common.w), device) for task in tasks})
+        elif gate == "layer":
             self.weights = Weights(len(common.w), device)
         elif gate == "network" and owns:
             self.weights = common
@@ -125,6 +132,8 @@ class Blend(Graft):
         if self.gate == "token":
             with torch.autocast(x.device.type, enabled=False):
                 return self.choice(x.to(self.choice.weight.dtype)).softmax(-1)
+        if self.gate == "task":
+            return self.weights[self.shared[1].task or REST].w[self.here]  # type: ignore[union-attr,index]
         return self.fixed()
 
     def fixed(self) -> Tensor:

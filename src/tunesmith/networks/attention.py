@@ -31,26 +31,27 @@ NO_MASK: ContextVar[bool] = ContextVar("no_mask", default=False)
 
 @dataclass
 class Room:
-    """What all attention modules of one network share: the current layout and the prefix, (2 layers, p, kv heads, d)."""
+    """What the modules of one network share: the current layout, the prefix, (2 layers, p, kv heads, d), and whose rows pass: a task with a head, or nobody's."""
 
     layout: Layout | None = None
     prefix: Tensor | None = None
+    task: str = ""
     kernel: str = "matmul"
     heard: list[Sound] | None = None  # while somebody listens
     memory: Memory | None = None  # while rows are written: what they have said so far; each brings one token a pass
 
     def again(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """For gradient checkpointing: nothing at the first pass; at the second, what this room holds now."""
-        return nullcontext(), self.as_of(self.layout, self.prefix)
+        return nullcontext(), self.as_of(self.layout, self.prefix, self.task)
 
     @contextmanager
-    def as_of(self, lay: Layout | None, prefix: Tensor | None) -> Iterator[None]:
-        here = self.layout, self.prefix
-        self.layout, self.prefix = lay, prefix
+    def as_of(self, lay: Layout | None, prefix: Tensor | None, task: str) -> Iterator[None]:
+        here = self.layout, self.prefix, self.task
+        self.layout, self.prefix, self.task = lay, prefix, task
         try:
             yield
         finally:
-            self.layout, self.prefix = here
+            self.layout, self.prefix, self.task = here
 
     def __deepcopy__(self, memo: dict) -> Room:
         """A copied network shares nothing with the last batch of the first."""

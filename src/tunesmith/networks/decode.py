@@ -74,7 +74,7 @@ def with_rows(net: Transformer, ids: Tensor, mask: Tensor, prompt: Tensor, seq2s
 @contextmanager
 def prefixed(net: Transformer) -> Iterator[None]:
     """Keys and values before each row while the model writes; positions count from behind them, as in training."""
-    net.room.layout = None
+    net.room.layout, net.room.task = None, ""
     net.room.prefix = net.prefix() if net.prefix is not None and net.prefix.on else None
     if net.room.prefix is None or net.anatomy.kind == "seq2seq":
         yield

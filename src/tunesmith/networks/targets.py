@@ -37,7 +37,7 @@ def each_target(net: Transformer, batch: Batch, look: Callable[[int, Tensor, Ten
     """What is made of each row's logits (tokens of its target, V) and last states (tokens, D), in order of rows."""
     ids, target = batch.ragged("ids"), batch.ragged("target")
     with net.precision():
-        net.room.layout, net.room.prefix = None, net.prefix() if net.prefix is not None and net.prefix.on else None
+        net.room.layout, net.room.prefix, net.room.task = None, net.prefix() if net.prefix is not None and net.prefix.on else None, ""
         rows = sorted(range(len(ids.lengths)), key=lambda i: ids.lengths[i])
         parts: dict[int, T] = {}
         for chunk in chunks(rows, 16):

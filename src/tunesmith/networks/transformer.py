@@ -84,6 +84,7 @@ class Transformer(Network):
         if "trunk" in batch and int(batch["floor"][0]) == self.anatomy.depth:
             return Ragged(batch["trunk"], rows.lengths)
         with self.precision():
+            self.room.task = batch.task if batch.task in self.heads else ""
             self.room.prefix = self.prefix() if self.prefix is not None and self.prefix.on else None
             return Ragged(self.packed(batch) if self.packs else self.padded(batch), rows.lengths)
 
