@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import shop
 import staged
 from staged import assembled, fitted, learnt, made, same, strategy_of
 from tunesmith.artifact import export, load
@@ -19,6 +20,7 @@ from tunesmith.core import Batch, Ragged
 from tunesmith.errors import Refusal
 from tunesmith.networks.decode import Sampling, generate
 from tunesmith.objectives import Supervised
+from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
 from tunesmith.sources.table import Table
 from tunesmith.strategies.agem import project
@@ -527,3 +529,18 @@ def test_senseless_strategies_are_refused(work: Path, change: dict[str, Any], sa
 def test_it_is_said_that_anchors_do_not_help_where_labels_come(work: Path) -> None:
     told = lambda strategy, scenario, **more: any("without old rows" in note for note in assembled(made(work, strategy, scenario=scenario, **more)).notes)
     assert told("ewc", "class") and not told("ewc", "task") and not told("replay", "class") and not told("ewc", "class", method="head")
+
+
+def test_parts_may_be_called_anything(tmp_path):
+    """Heads are modules, and a module has no room for two of a name, or for one called `train`."""
+    shop.encoder(tmp_path / "model")
+    names = ["train", "a b", "a-b", "类型", "a_b"]
+    rows = [{"text": text, "label": f"{name}{half}", "part": name} for name in names for text, half in shop.texts(8, seed=len(name))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = str(tmp_path / "rows.jsonl")
+    given = shop.recipe(
+        tmp_path, "classify", "lora", data={"train": file, "eval": file}, stream={"kind": "sequence", "by": "part", "scenario": "task"}, budget={"steps": 2}
+    )
+    result = run(recipe({**given, "out": str(tmp_path / "run")}), Reporter(quiet=True))
+    assert list(load(result.folder).others) == names
+    assert len(load(result.folder).net.heads) == len(names)

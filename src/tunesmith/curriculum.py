@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
+
+from torch import nn
 
 from .dataset import Dataset, Rows, labels_in, made_of, read_data, read_rows
 from .errors import Refusal
@@ -15,6 +17,8 @@ from .recipe_yaml import closest
 from .sources.streams import InTurn, label_of
 from .sources.text.examples import Example
 from .sources.text.task import Task, task_of
+
+TAKEN = frozenset(dir(nn.ModuleDict()))  # what a module among others may not be called
 
 
 def read_all(recipe: Recipe) -> Dataset:
@@ -34,7 +38,8 @@ def together(recipes: Mapping[str, Recipe], rows: Mapping[str, Rows], scenario: 
     own = {name: task_of(one.task, rows[name].examples["train"], one.data.multi_label) for name, one in recipes.items()}
     first, one = next(iter(recipes.items()))
     if scenario == "task" or not any(task.labels for task in own.values()):
-        keyed = {name: replace(task, head=key_of(name) if task.outputs else "") for name, task in own.items()}
+        keys = keys_of(own)
+        keyed = {name: replace(task, head=keys[name] if task.outputs else "") for name, task in own.items()}
         parts = {name: made_of(recipes[name], rows[name], task) for name, task in keyed.items()}
         apart = len({task.key for task in keyed.values()}) > 1
         return replace(parts[first] if apart else made_of(one, all_rows(rows), own[first]), parts=parts, notes=notes(parts, scenario))
@@ -76,9 +81,15 @@ def all_rows(rows: Mapping[str, Rows]) -> Rows:
     return Rows({}, {name: next(p.formats[name] for p in rows.values() if name in p.formats) for name in examples} or first.formats, examples)
 
 
-def key_of(name: str) -> str:
-    """As the name of a module."""
-    return re.sub(r"\W+", "_", name)
+def keys_of(names: Iterable[str]) -> dict[str, str]:
+    """Each as the name of a module: one of its own, and none that a module has already, such as `train` or `type`. Those that come later change nothing."""
+    found: dict[str, str] = {}
+    for name in names:
+        key = re.sub(r"\W+", "_", name)
+        while key in found.values() or key in TAKEN:
+            key += "_"
+        found[name] = key
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ one file in parts

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .core import Delta, Listener, Method, Objective, Ragged, Run
-from .curriculum import key_of, known_after
+from .curriculum import keys_of, known_after
 from .dataset import Dataset, Part
 from .embedder import guided
 from .errors import Refusal
@@ -81,11 +81,8 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     choice = told(lambda: choose(sizes(net, list(tables.values())), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel))
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute, keep=shared.keeps)
-    each = recipe.each()
-    settings = {
-        name: Setting(each.get(name, recipe), one, net, delta, learns[name], reporter, shared, key_of(name) if data.parts else "")
-        for name, one in data.each.items()
-    }
+    each, places = recipe.each(), keys_of(data.parts)
+    settings = {name: Setting(each.get(name, recipe), one, net, delta, learns[name], reporter, shared, places.get(name, "")) for name, one in data.each.items()}
     sources = {name: enriched(above(settings[name], "train", table), learns[name].needs, settings[name]) for name, table in tables.items()}
     stages = stream.stages(sources, Plan(partial(lengths, recipe), strategy.source, strategy.joins, recipe.seed))
     run = Run(net, delta, learn, stages, MOVERS[method.update](next(iter(settings.values())), learn, strategy), seed=recipe.seed)
