@@ -24,7 +24,7 @@ class BitFit(Method):
 
     paper: ClassVar[str] = "Ben Zaken, Goldberg, Ravfogel 2022, https://arxiv.org/abs/2106.10199"
     merges: ClassVar[bool] = True
-    rates: ClassVar[Mapping[str, float]] = {"encoder": 3e-3, "decoder": 1e-3, "seq2seq": 5e-3}
+    rates: ClassVar[Mapping[str, float]] = {"encoder": 3e-3, "decoder": 3e-3, "seq2seq": 5e-3}
 
     def bare(self, net: Network) -> list[str]:
         """Projections without a bias."""

@@ -17,7 +17,7 @@ class Full(Method):
     paper: ClassVar[str] = "Devlin et al. 2019, https://arxiv.org/abs/1810.04805"
     merges: ClassVar[bool] = True
     matrices: ClassVar[bool] = True
-    rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-4, "decoder": 2e-5, "seq2seq": 1e-4}
+    rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-4, "decoder": 2e-5, "seq2seq": 3e-4}
 
     def refuse(self, net: Network) -> None:
         need_floats(net, "method: lora, which QLoRA showed to come close on such a base; or leave out model.bits")

@@ -33,7 +33,7 @@ class Prefix(Method):
 
     paper: ClassVar[str] = "Li & Liang 2021, https://arxiv.org/abs/2101.00190; Liu et al. 2022 (P-tuning v2), https://arxiv.org/abs/2110.07602"
     neutral: ClassVar[bool] = False
-    rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-2, "decoder": 5e-3, "seq2seq": 2e-2}
+    rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-2, "decoder": 2e-2, "seq2seq": 2e-2}
 
     @property
     def positions(self) -> int:

@@ -33,7 +33,7 @@ class Prompt(Method):
 
     paper: ClassVar[str] = "Lester, Al-Rfou, Constant 2021, https://arxiv.org/abs/2104.08691"
     neutral: ClassVar[bool] = False
-    rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-2, "decoder": 1e-2, "seq2seq": 1e-1}
+    rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-2, "decoder": 3e-2, "seq2seq": 1e-1}
 
     @property
     def positions(self) -> int:
