@@ -126,7 +126,7 @@ def foretold(plans: dict[str, dict]) -> dict[str, dict]:
     for method, made in plans.items():
         r = recipe(made)
         began = time.perf_counter()
-        found[method]["probe_said"] = foresee.probe(r, shared.data(r), rehearse(r, shared.data(r)), shared)
+        found[method]["probe_said"] = foresee.probe(r, shared.data(r), shared)
         found[method]["probe_s"] = time.perf_counter() - began
     return found
 

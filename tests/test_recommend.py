@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import shop
 import tunesmith
@@ -141,10 +142,24 @@ def test_a_probe_trains_nothing(work):
     data = shared.data(made)
     with shared.lent(made, data) as net:
         before = {name: p.clone() for name, p in net.named_parameters()}
-    assert foresee.probe(made, data, rehearse(made, data), shared) > 0
+    assert foresee.probe(made, data, shared) > 0
     with shared.lent(made, data) as net:
         assert all(p.equal(before[name]) for name, p in net.named_parameters())
     assert not (work / "run").exists()
+
+
+@pytest.mark.parametrize("stream", ["mix", "sequence"])
+@pytest.mark.parametrize("method", ["lora", "head"])
+def test_a_probe_times_each_of_several_tasks(work, tmp_path, stream, method):
+    given = plan(work, "classify", method)
+    data = given.pop("data")
+    task = {"task": given.pop("task"), "data": data}
+    tag = str(shop.rows(tmp_path / "tag.jsonl", "tag"))
+    made = recipe({**given, "tasks": {"a": task, "b": {"task": "tag", "data": {"train": tag, "eval": tag}}}, "stream": stream})
+    shared = Shared(keeps=True)
+    assert foresee.probe(made, shared.data(made), shared) > 0
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made.plain()))
+    assert recommend(str(tmp_path / "recipe.yaml"), probe=True, reporter=Reporter(quiet=True)).probed
 
 
 def test_check_says_the_same_memory(work):

@@ -18,7 +18,8 @@ from typing import Any
 
 from .shape import Shape
 
-REACH = 1.0  # at this distance a case counts e^-1/2 as much as one that is the same
+REACH = 1.5  # at this distance a case counts e^-1/2 as much as one that is the same; from 1.5 to 2 the regret is least (docs/LOG.md)
+ROOM = 0.1  # what there is to gain is at least so much: where nothing was learnt, methods differ by noise
 PRIOR = 0.5  # cases' worth of "all methods are equal": what few or far cases are drawn towards
 SCALES = {"rows": 1.5, "each": 1.5, "labels": 1.5, "tokens": 1.0, "skill": 0.25}  # what counts as one step away; of counts, natural logarithms
 LIKE = {"classify": "classify", "tag": "tag", "score": "classify", "generate": "generate", "embed": "embed", "several": "classify"}
@@ -36,9 +37,9 @@ class Cell:
     forgot: Mapping[str, float] = field(default_factory=dict)
 
     def gap(self, method: str) -> float:
-        """How far below the best of the eight, as a share of what that one is above the majority class."""
+        """How far below the best of the eight, as a share of what that one is above the majority class, or of ROOM."""
         trained = [v for k, v in self.values.items() if k not in BASELINES]
-        room = max(trained) - min(self.values.get("majority", min(trained)), max(trained) - 1e-6)
+        room = max(ROOM, max(trained) - self.values.get("majority", min(trained)))
         return min(1.0, (max(trained) - self.values[method]) / room)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,14 @@ import torch
 from .. import machine
 from ..core import Batch
 from ..dataset import Dataset
-from ..errors import Refusal
 from ..job import Job, assemble
 from ..progress import Reporter
 from ..recipe import Recipe
 from ..shared import Shared
 from ..sources.features import Features
+from ..sources.mix import Mix
 from ..sources.table import Table
-from .rehearsal import Rehearsal, Work
+from .rehearsal import Rehearsal, Work, steps_of
 
 # Measured by benchmarks/advice.py, docs/LOG.md.
 SLACK = 1.08  # resident over live bytes: what the allocator cannot hand out again
@@ -106,32 +107,45 @@ class Pace:
         return sum(self.fixed + self.each * n for n in tokens) + self.first * shapes
 
 
-def probe(recipe: Recipe, data: Dataset, found: Rehearsal, shared: Shared) -> float:
-    """Seconds of the run, from three of its steps (the shortest, the middle and the longest), each taken twice. What they taught is thrown away."""
-    if data.parts:
-        raise Refusal("probe steps of several tasks", where="--probe", fix="leave it out; time is then estimated from a calibration of this machine")
+def probe(recipe: Recipe, data: Dataset, shared: Shared) -> float:
+    """Seconds of the run, from three steps of each of its tasks (the shortest, the middle and the longest), each taken twice. What they taught is thrown away."""
     with shared.lent(recipe, data) as net:
         job = assemble(recipe, data, net, Reporter(quiet=True), shared)
-        update, source = job.run.update, job.run.stream[0].train
-        update.prepare(job.run)  # type: ignore[attr-defined]
-        total = 0.0
-        while not isinstance(source, Table | Features):
-            source = source.source  # type: ignore[attr-defined]
-        if isinstance(source, Features):
-            batches = list(source.table.once())
-            total += pace_of(lambda batch: stored(source, job, batch), picked(batches)).of([len(b["ids"]) for b in batches], len(batches))
-        table = source.table if isinstance(source, Features) else source
-        assert isinstance(table, Table)
-        steps = [table.batch(rows) for rows in picked(found.steps, key=lambda rows: sum(table.long[i] for i in rows))]
-        if isinstance(source, Features):
-            for batch in steps:
-                source.store |= zip(batch["row"].tolist(), stored(source, job, batch), strict=True)
-            steps = [source.enriched(batch) for batch in steps]
-        steps = [job.run.objective.presumed(net, batch) for batch in steps]
-        pace = pace_of(lambda batch: update.step(job.run, [batch]), steps)
-        total += pace.of(found.tokens, shapes(job, found))
-        source.store.clear() if isinstance(source, Features) else None
+        job.run.update.prepare(job.run)  # type: ignore[attr-defined]
+        total = sum(taken(job, source) for source in sources_of(job))
         job.delta.detach() if shared.keeps else None
+    return total
+
+
+def sources_of(job: Job) -> list[Table | Features]:
+    """Of each task, without what stands around it."""
+    trained: list[Any] = [stage.train for stage in job.run.stream]
+    found = [source for train in trained for source in (train.sources.values() if isinstance(train, Mix) else [train])]
+    return [bare(source) for source in found]
+
+
+def bare(source: Any) -> Table | Features:
+    while not isinstance(source, Table | Features):
+        source = source.source
+    return source
+
+
+def taken(job: Job, source: Table | Features) -> float:
+    """Seconds of all steps with this source's rows, and of storing the states that it starts from."""
+    table, update, total = source.table, job.run.update, 0.0
+    planned = steps_of(job.recipe, table)
+    steps = [table.batch(rows) for rows in picked(planned, key=lambda rows: sum(table.long[i] for i in rows))]
+    if isinstance(source, Features):
+        batches = list(table.once())
+        total += pace_of(lambda batch: stored(source, job, batch), picked(batches)).of([len(b["ids"]) for b in batches], len(batches))
+        for batch in steps:
+            source.store |= zip(batch["row"].tolist(), stored(source, job, batch), strict=True)
+        steps = [source.enriched(batch) for batch in steps]
+    learn = job.run.objective.of(table.task)
+    steps = [learn.presumed(job.net, batch) for batch in steps]
+    tokens = [sum(table.lengths[i] for i in rows) for rows in planned]
+    total += pace_of(lambda batch: update.step(job.run, [batch]), steps).of(tokens, len({n + job.net.filler(n) for n in tokens}))
+    source.store.clear() if isinstance(source, Features) else None
     return total
 
 
@@ -160,8 +174,3 @@ def pace_of(act: Callable[[Batch], object], batches: Sequence[Batch]) -> Pace:
     each = min(each, sum(taken) / sum(tokens))  # a step takes no less than nothing, and no less for more tokens
     fixed = float(np.mean(taken)) - each * float(np.mean(tokens))
     return Pace(fixed, each, max(0.0, float(np.mean(firsts) - np.mean(taken))))
-
-
-def shapes(job: Job, found: Rehearsal) -> int:
-    """How many different lengths of batch the run will meet."""
-    return len({n + job.net.filler(n) for n in found.tokens})

@@ -115,8 +115,8 @@ def timed(plans: Mapping[str, Recipe], data: Dataset, rehearsals: Mapping[str, R
         return {name: foresee.seconds(r, fast[name]) for name, r in rehearsals.items()}
     found = {}
     with reporter.bar("three steps each") as bar:
-        for i, (name, r) in enumerate(rehearsals.items()):
-            found[name] = foresee.probe(plans[name], data, r, shared)
+        for i, name in enumerate(rehearsals):
+            found[name] = foresee.probe(plans[name], data, shared)
             bar.told(i + 1, len(rehearsals))
     return found
 

@@ -21,11 +21,11 @@ PENALTY = 0.01  # C of the logistic regression: strong, since rows may be as few
 def skill_of(recipe: Recipe, shared: Shared) -> float | None:
     """In [0, 1]: the share of what the majority class gets wrong that the head gets right (Alain & Bengio 2016 ask each layer so; here the last).
 
-    None where nothing is classified, or one label a row is not all there is. Loads the model; trains nothing but the head.
+    None where nothing is classified, one label a row is not all there is, or rows come from several tasks. Loads the model; trains nothing but the head.
     """
     bare = replace(recipe, method={"kind": "head"}, head=replace(recipe.head, kind="linear"), data=replace(recipe.data, limit=ROWS))
     data = shared.data(bare)
-    if data.task.kind not in ("single", "tag"):
+    if data.parts or data.task.kind not in ("single", "tag"):
         return None
     with shared.lent(bare, data) as net:
         job = assemble(bare, data, net, Reporter(quiet=True), shared)
