@@ -320,6 +320,8 @@ def test_the_evidence_that_ships_is_whole():
     assert all(0 <= c.gap(m) <= 1 for c in cells for m in EIGHT)
     found = expected("classify", SHAPE, EIGHT, cells)
     assert set(found) == set(EIGHT)
+    lost = regret(rows)
+    assert lost["recommend"] <= 0.5 * min(lost["always lora"], lost["always full"])
 
 
 # ------------------------------------------------------------------------------------------------ the command

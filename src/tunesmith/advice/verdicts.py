@@ -61,8 +61,8 @@ def of_method(name: str, case: Case, outlook: Outlook | None) -> Verdict:
         return Verdict(name, NO, 0.0, [case.refused[name]])
     if outlook is None:
         return Verdict(name, MAYBE, 0.0, ["goes with the rows above; what it costs can be said when there is a recipe"])
-    gap = outlook.expected.gap if outlook.expected else 0.5
-    score, why, fits = 1 - gap, [expectation(outlook)], YES if gap < 0.15 else MAYBE
+    gap, cautious = (outlook.expected.gap, outlook.expected.cautious) if outlook.expected else (0.5, 0.5)
+    score, why, fits = 1 - cautious, [expectation(outlook)], YES if gap < 0.15 else MAYBE
     if not outlook.fits:
         fits = MAYBE if outlook.mends else NO
         score -= 0.5
