@@ -104,6 +104,15 @@ def test_what_a_model_with_a_vocabulary_says_of_examples_is_a_baseline(kind, tmp
     assert shots > 0 and alone["after"]["accuracy"] == row["values"][1]
 
 
+def test_labels_that_would_be_said_alike_cost_no_comparison(tmp_path):
+    shop.decoder(tmp_path / "model")
+    rows = [{"text": text, "label": ("a_b", "a b")[half]} for text, half in shop.texts(40)]
+    for name in ("classify", "held"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare(recipe(few(tmp_path, tmp_path / "c", method="bitfit")), ["bitfit"], seeds=2, reporter=Reporter(quiet=True))
+    assert {row["label"] for row in found.table} == {"bitfit", "majority", "nearest centroid", "linear probe"}
+
+
 def test_draws_are_paired():
     """Two methods that differ by one point on every draw, while draws differ by ten."""
     draws, values = np.zeros(2000), np.array([0.5, 0.6, 0.7, 0.55, 0.65])

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..dataset import Dataset
+from ..errors import Refusal
 from ..job import assemble
 from ..methods.hard_prompt import HardPrompt
 from ..networks.load import kind_of, load_config, voiced
@@ -43,7 +44,12 @@ def in_context(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Resul
         return []
     shots = min(int(data.reader.max_length / 2 / (statistics.fmean(data.train.encoded.lengths) + AROUND)), len(data.train.examples))
     reporter.say(f"baselines: {NAME}, {shots} of {len(data.train.examples)}")
-    return [asked(replace(recipe, method={"kind": "hard_prompt", "shots": shots}, objective=wording_of(recipe), head=HeadOptions()), shared, reporter)]
+    prompt = {"method": {"kind": "hard_prompt", "shots": shots}, "objective": wording_of(recipe), "head": HeadOptions()}
+    try:
+        return [asked(replace(recipe, data=replace(recipe.data, unlabelled=None), **prompt), shared, reporter)]
+    except Refusal as e:  # such as labels that would be said alike
+        reporter.say(f"{NAME}: left out, {e.what}", "yellow")
+        return []
 
 
 def asked(recipe: Recipe, shared: Shared, reporter: Reporter) -> Result:
