@@ -9,12 +9,13 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
-from ..dataset import Dataset
+from ..curriculum import read_all
 from ..errors import Refusal
 from ..job import assemble
 from ..methods.hard_prompt import HardPrompt
-from ..networks.load import kind_of, load_config, voiced
+from ..networks.load import load_config
 from ..progress import Reporter
+from ..prompting.reading import silent
 from ..recipe import Recipe
 from ..sections import HeadOptions
 from ..shared import Shared
@@ -31,7 +32,7 @@ def in_context(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Resul
         return []
     data = shared.data(plain(recipe))
     assert data.eval is not None
-    if data.task.kind != "single" or not speaks(data):
+    if data.task.kind != "single" or silent(load_config(data.source), data.reader.tokenizer):
         return []
     folder, wanted = folder_for(recipe, NAME), wanted_of(recipe)
     if there := finished(folder, wanted):
@@ -53,18 +54,13 @@ def in_context(recipe: Recipe, shared: Shared, reporter: Reporter) -> list[Resul
 
 
 def asked(recipe: Recipe, shared: Shared, reporter: Reporter) -> Result:
-    data = shared.data(recipe)
+    data = read_all(recipe)  # nobody else asks for these prompts, so they are not kept
     with shared.lent(recipe, data) as net:
         job = assemble(recipe, data, net, reporter, shared)
         _, record, lines = told(NAME, job, job.probe.ask(net), 0.0, 0)  # type: ignore[union-attr]
         if shared.keeps:
             job.delta.detach()
     return left(folder_for(recipe, NAME), {**record, "examples": recipe.method["shots"], "recipe": wanted_of(recipe)}, lines)
-
-
-def speaks(data: Dataset) -> bool:
-    config = load_config(data.source)
-    return kind_of(config) == "decoder" or (kind_of(config) == "encoder" and voiced(config.architectures) and data.reader.tokenizer.mask_token is not None)
 
 
 def wording_of(recipe: Recipe) -> dict[str, Any]:

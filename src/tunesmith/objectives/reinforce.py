@@ -138,7 +138,7 @@ class Reinforce(Objective):
         logp, states = net.spoken(batch, self.temperature)
         if self.critic is None:
             return {"logp": logp}
-        seen = {"shared": lambda: states, "detached": states.detach, "own": lambda: self.own_states(net, batch)}[self.over]()
+        seen = self.own_states(net, batch) if self.own else states if self.over == "shared" else states.detach()
         with torch.autocast(states.device.type, enabled=False):
             return {"logp": logp, "value": self.critic(seen.float())[:, 0]}
 
@@ -180,8 +180,8 @@ class Reinforce(Objective):
 
 def twin(net: Network) -> Network:
     """A copy of what moves, around what rests."""
-    rests = {id(p): p for p in net.parameters() if not p.requires_grad} | {id(t): t for t in [getattr(net, "tokenizer", None)]}
-    return copy.deepcopy(net, rests)
+    rests = [*(p for p in net.parameters() if not p.requires_grad), net.tokenizer]  # type: ignore[attr-defined]
+    return copy.deepcopy(net, {id(x): x for x in rests})
 
 
 def replaced(row: Algorithm, given: Mapping[str, Any]) -> Algorithm:

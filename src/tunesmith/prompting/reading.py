@@ -25,24 +25,31 @@ if TYPE_CHECKING:
 def worded(reader: Reader, recipe: Recipe, task: Task, source: Origin, examples: Sequence[Any]) -> Reader:
     """Raises Refusal where the model has no vocabulary to ask, or the words do not go with the rows. `examples` are the training rows."""
     config = load_config(source)
-    kind = kind_of(config)
-    if kind == "seq2seq":
-        raise Refusal(
-            "label words are read off masked models and decoders, and this is an encoder-decoder",
-            where="model",
-            fix="a masked language model or a decoder; or task: generate",
-        )
-    masked = kind == "encoder"
-    if masked and not voiced(config.architectures):
-        raise mute(config)
-    if masked and reader.tokenizer.mask_token is None:
-        raise Refusal("the tokenizer has no mask", where="model", fix="a masked language model that was published with its tokenizer")
+    if why := silent(config, reader.tokenizer):
+        raise why
+    masked = kind_of(config) == "encoder"
     offer = offered(recipe, task, examples, masked)
     for template in offer.templates:
         suits(replace(offer.rest, template=template), examples[0], masked)
     if offer.rest.chat and not reader.tokenizer.chat_template:
         raise Refusal("`chat: true`, and this tokenizer has no chat template", where="objective.chat", fix="leave it out")
     return asking(replace(reader, masked=masked), offer.wording(offer.first))
+
+
+def silent(config: Any, tokenizer: Any) -> Refusal | None:
+    """Why a model cannot be asked in words, if it cannot."""
+    kind = kind_of(config)
+    if kind == "seq2seq":
+        return Refusal(
+            "label words are read off masked models and decoders, and this is an encoder-decoder",
+            where="model",
+            fix="a masked language model or a decoder; or task: generate",
+        )
+    if kind == "encoder" and not voiced(config.architectures):
+        return mute(config)
+    if kind == "encoder" and tokenizer.mask_token is None:
+        return Refusal("the tokenizer has no mask", where="model", fix="a masked language model that was published with its tokenizer")
+    return None
 
 
 def asking(reader: Reader, wording: Wording, device: torch.device | str = "cpu") -> Reader:
