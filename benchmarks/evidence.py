@@ -1,6 +1,6 @@
 """What `recommend` knows: eight methods and the zero-cost baselines, compared on real sets at several numbers of training rows.
 
-    TUNESMITH_DATA=... python benchmarks/evidence.py --sizes 8-per-class,1000 --out src/tunesmith/data/evidence.jsonl
+    TUNESMITH_DATA=... python benchmarks/evidence.py --sizes 8-per-class,1000,full --out src/tunesmith/data/evidence.jsonl
 
 One line an arm. Cells that the file has are not measured again, so it can be stopped and taken up at any time. Every cell is one
 `compare` on MiniLM: batches of 32, three epochs but at least 100 steps, each method at its own default rate; the rows are drawn by the
@@ -95,7 +95,7 @@ TAGGED = {
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--out", type=Path, required=True)
-    args.add_argument("--sizes", default="8-per-class,1000,4000")
+    args.add_argument("--sizes", default="8-per-class,1000,4000,full")
     args.add_argument("--sets", default="")
     args.add_argument("--seeds", default="0")
     args.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -143,22 +143,23 @@ def arm(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drawn(root: Path, name: str, size: str, seed: int, work: Path) -> tuple[str, dict] | None:
-    """Task and data of a cell; nothing where the set has not so many rows. Few of a tagged set and of the desk are 100 rows."""
+    """Task and data of a cell; nothing where the set has not so many rows. Few of a tagged set and of the desk are 100 rows; all of the desk are its 1,000."""
     few = size.endswith("-per-class")
+    many = 100 if few else None if size == "full" else int(size)
     if name in TAGGED:
         train, judged = (str(root / p) for p in TAGGED[name])
-        return "tag", {"train": train, "eval": judged, "limit": 100 if few else int(size), "bad_rows": "skip"}
+        return "tag", {"train": train, "eval": judged, "limit": many, "bad_rows": "skip"}
     if name == "desk":
-        return None if not few and int(size) > 1000 else ("classify", {"train": "desk", "eval": "desk"} | ({"limit": 100} if few else {}))
+        return None if many is None or many > 1000 else ("classify", {"train": "desk", "eval": "desk", "limit": many})
     dice = random.Random(seed)
     learn, judged = sets(root)[name]()
     learn = dice.sample(learn, len(learn))
     if few:
         learn = per_class(learn, int(size.partition("-")[0]))
-    elif len(learn) < int(size) // 2:
+    elif len(learn) < (many or 0) // 2:
         return None
     else:
-        learn = learn[: int(size)]
+        learn = learn[:many]
     known = {row["label"] for row in learn}
     judged = [row for row in random.Random(1).sample(judged, len(judged)) if row["label"] in known][:JUDGED]
     for part, rows in (("train", learn), ("eval", judged)):

@@ -17,6 +17,7 @@ from tunesmith import train as training
 from tunesmith.ask import evaluate
 from tunesmith.environments import ENVIRONMENTS, environment
 from tunesmith.environments.desk import Desk, cases
+from tunesmith.environments.games import steps_to_go
 from tunesmith.environments.tictactoe import TicTacToe, value
 from tunesmith.errors import Refusal
 from tunesmith.playing import between
@@ -127,6 +128,30 @@ def test_gymnasium_in_words() -> None:
     taxi = environment("taxi")()
     seen, _ = taxi.reset(seed=3)
     assert seen.split()[0] == "taxi" and taxi.step("pick")[1] in (-0.5, -0.05)
+
+
+def test_a_guided_ride_is_paid_for_coming_nearer_and_for_nothing_else() -> None:
+    """Over a ride the guidance adds up to the way from where it began to where it ended, whatever was done in between; one who follows it arrives by the shortest way."""
+    gymnasium = pytest.importorskip("gymnasium")
+    world = environment({"kind": "taxi", "guided": True})()
+    moves, words = gymnasium.make("Taxi-v4").unwrapped.P, ("south", "north", "east", "west", "pick", "drop")
+    away = steps_to_go(moves)
+    dice = random.Random(0)
+    for seed in range(5):
+        plain, guided = environment("taxi")(), environment({"kind": "taxi", "guided": True})()
+        state, total = plain.reset(seed=seed) and plain.last, 0.0
+        guided.reset(seed=seed)
+        began = away[state]
+        for _ in range(10):
+            said = dice.choice(words)
+            total += guided.step(said)[1] - plain.step(said)[1]
+        assert total == pytest.approx(2 / 20 * (began - away[plain.last]))
+        world.reset(seed=seed)
+        taken, over = 0, False
+        while not over:
+            best = min(range(6), key=lambda a: 0 if moves[world.last][a][0][3] else away[moves[world.last][a][0][1]])
+            over, taken = world.step(words[best])[2], taken + 1
+        assert taken == began
 
 
 def test_any_environment_of_gymnasium_with_a_rendering(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ import shop
 from test_resume import same, tensors, train_with_stops
 from tiny import network
 from tunesmith import train as training
+from tunesmith.advice.rehearsal import rehearse
 from tunesmith.artifact import load
 from tunesmith.ask import evaluate
 from tunesmith.check import check
 from tunesmith.comparison.arms import EIGHT
 from tunesmith.core import Batch, Ragged
+from tunesmith.dataset import read_data
 from tunesmith.errors import Refusal
 from tunesmith.job import assemble
 from tunesmith.methods import METHODS, Prefix, Prompt
@@ -276,6 +278,16 @@ def test_a_critic_of_its_own_learns_and_lets_the_policy_be(kind, work, tmp_path)
     assert 0.5 * policy < sum(t.nbytes for n, t in kept.items() if n.startswith("moved.")) < 1.5 * policy
     longer = load_file(run(made(folder, method, {**ppo, "critic": "own"}, out=str(tmp_path / "longer"))).folder / "artifact" / "objective.safetensors")
     assert any(not torch.equal(longer[name], kept[name]) for name in kept if name.startswith("moved."))
+
+
+def test_a_critic_of_its_own_is_foreseen(work):
+    """Of `full`: as many numbers again, with their gradients' two moments."""
+    ppo = {"algorithm": "ppo", "group": 1, "minibatches": 1, "epochs": 1}
+    plans = {critic: recipe(made(work, "full", {**ppo, "critic": critic})) for critic in ("own", "shared")}
+    own, shared = (rehearse(plan, read_data(plan)) for plan in plans.values())
+    assert shared.own == shared.width + 1
+    assert own.own == shared.trainable + shared.own
+    assert own.peak - shared.peak >= 12 * shared.trainable
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])

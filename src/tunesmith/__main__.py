@@ -1,5 +1,14 @@
-"""`python -m tunesmith`, which is what torchrun starts."""
+"""The program: `tunesmith`, and `python -m tunesmith`, which is what torchrun starts."""
 
-from .cli import main
+from . import machine
 
-main()
+
+def main() -> None:
+    machine.start_without_caches()
+    from .cli import main as verbs
+
+    verbs()
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,21 @@ import sys
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
+NO_CACHES = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+
+
+def start_without_caches() -> None:
+    """Start this process again, as what it is, where glibc is older than 2.39 and caches what a thread frees.
+
+    An aligned block, as every tensor is, leaves slivers beside it when it is made. Those wait in the caches, and while they do the block, once freed, cannot be used for
+    another of its own size (glibc's bug 30723): the heap grows by the largest tensors of every few steps. Only the environment of a new process can forbid the caches.
+    """
+    libc = glibc()
+    if libc is None or "GLIBC_TUNABLES" in os.environ:
+        return
+    libc.gnu_get_libc_version.restype = ctypes.c_char_p
+    if tuple(map(int, libc.gnu_get_libc_version().split(b".")[:2])) < (2, 39):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | NO_CACHES)  # noqa: S606 - it is this program itself
 
 
 def keep_freed_memory() -> None:

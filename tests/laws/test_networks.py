@@ -34,6 +34,7 @@ from tiny import (
     texts,
     writer,
 )
+from tunesmith.advice.rehearsal import Live
 from tunesmith.core import Batch, Method, Ragged
 from tunesmith.errors import Refusal
 from tunesmith.methods import Adapter, Full, Layers, LoRA, Prefix, Prompt
@@ -364,10 +365,18 @@ def test_gradients_through_the_vocabulary(name: str, kept: bool, monkeypatch: py
     same(mine, {n: p.grad for n, p in net.named_parameters()}, 1e-5)
 
 
-@torch.no_grad()
 def test_nothing_is_kept_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary, "pull", lambda *_: pytest.fail("a softmax was kept"))
-    network("llama:lm").label_logp(spoken(*LENGTHS))
+    """Logits of one chunk at a time, and no softmax of all rows."""
+    monkeypatch.setattr(vocabulary, "CHUNK", 1)
+    h, w, label = torch.randn(50, 4), torch.randn(1000, 4), torch.zeros(50, dtype=torch.long)
+
+    def peak(learns: bool) -> int:
+        with Live() as live, torch.set_grad_enabled(learns):
+            vocabulary.label_logp(h.clone().requires_grad_(learns), w, None, label)
+        return live.peak
+
+    assert peak(True) - peak(False) >= 50 * 1000 * 4
+    assert peak(False) < 5 * 1000 * 4 + 10_000
 
 
 # ------------------------------------------------------------------------------------------------ gradients

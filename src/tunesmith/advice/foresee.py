@@ -25,7 +25,8 @@ from .rehearsal import Rehearsal, Work, steps_of
 
 # Measured by benchmarks/advice.py, docs/LOG.md.
 SLACK = 1.08  # resident over live bytes: what the allocator cannot hand out again
-LIBRARIES = 60 << 20  # bytes that the libraries' own buffers grow by while training
+LIBRARIES = 62 << 20  # bytes that the libraries' own buffers grow by while training
+PACKED = 1.3  # bytes a byte of the largest tensor of a matrix product, which oneDNN lays out anew
 KERNEL = 1_100_000  # bytes of a kernel that oneDNN has built, in bf16
 CALLS = 0.6  # seconds of a call of the library in a step, over that of a tiny addition
 FLOPS = 0.7  # share of a matrix product's speed that a step reaches
@@ -39,7 +40,7 @@ def memory(found: Rehearsal, resident: int) -> int:
     if torch.cuda.is_available():
         return round(found.peak * SLACK)
     kernels = int(machine.kernels_kept()) * KERNEL if found.dtype == "bf16" else 0
-    return round(resident + SLACK * found.peak + LIBRARIES + kernels)
+    return round(resident + SLACK * found.peak + PACKED * found.step.widest + LIBRARIES + kernels)
 
 
 # ------------------------------------------------------------------------------------------------ time, from the rehearsal
@@ -173,4 +174,4 @@ def pace_of(act: Callable[[Batch], object], batches: Sequence[Batch]) -> Pace:
     each = max(0.0, float(np.polyfit(tokens, taken, 1)[0])) if tokens[0] < tokens[2] else 0.0
     each = min(each, sum(taken) / sum(tokens))  # a step takes no less than nothing, and no less for more tokens
     fixed = float(np.mean(taken)) - each * float(np.mean(tokens))
-    return Pace(fixed, each, max(0.0, float(np.mean(firsts) - np.mean(taken))))
+    return Pace(fixed, each, max(0.0, min(firsts[0] - taken[0], firsts[-1] - taken[-1])))

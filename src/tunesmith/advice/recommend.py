@@ -66,6 +66,7 @@ def recommend(
     """`target` is a recipe or a data file. With `probe` the model is loaded: the time comes from three steps of each method, and the frozen trunk is asked
     how much of the task it knows, which says much about how far it will have to move.
     """
+    machine.keep_freed_memory()
     wishes, reporter = wishes or Wishes(), reporter or Reporter()
     made, signs = planned(target, list(given), model, task)
     if made is None:

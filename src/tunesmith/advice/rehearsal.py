@@ -25,15 +25,17 @@ from ..sources.table import Table
 from ..updates.descend import pieces
 
 MOMENTS = 8  # bytes a trained parameter: AdamW's two
+SINGLE = 4  # bytes of what an objective learns
 QUANTISED = {4: 0.5 + 0.032, 8: 1.0 + 0.004}  # bytes a weight, its scales included
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one forward pass, or one forward and backward pass. Bytes are beside the weights, at the fullest moment."""
+    """Of one forward pass, or one forward and backward pass. Bytes are beside the weights, at the fullest moment; `widest`: of the largest tensor of a matrix product."""
 
     tokens: int
     bytes: int
+    widest: int
     flops: float
     calls: int
 
@@ -42,6 +44,7 @@ class Work:
 class Rehearsal:
     """What one run will be.
 
+    own       numbers that the objective itself learns: a critic, projections, a verbaliser
     weights   bytes that rest in memory, in the dtype in which they are kept while training, a teacher's that is asked all along among them
     beside    bytes of what else is loaded before the first step, and let go
     held      bytes of gradients that wait for those of other tasks
@@ -53,6 +56,7 @@ class Rehearsal:
 
     trainable: int
     total: int
+    own: int
     weights: int
     beside: int
     held: int
@@ -75,7 +79,7 @@ class Rehearsal:
     @property
     def peak(self) -> int:
         """Bytes of tensors at the fullest moment of the run."""
-        step = self.step.bytes + MOMENTS * self.trainable + self.held
+        step = self.step.bytes + MOMENTS * (self.trainable + self.own) + self.held
         return self.weights + max(self.beside, self.stored + max(step, self.fill.bytes if self.fill else 0))
 
 
@@ -110,7 +114,8 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         return Rehearsal(
             trainable=sum(p.numel() for p in delta.parameters().values()),
             total=sum(p.numel() for p in net.parameters()),
-            weights=weights_of(net, recipe.model.bits, published) + sum(value.nbytes for value in delta.base.values()) + max(along),
+            own=(own := sum(p.numel() for p in learn.parameters())),
+            weights=weights_of(net, recipe.model.bits, published) + sum(value.nbytes for value in delta.base.values()) + max(along) + SINGLE * own,
             beside=max(before) - max(along),
             held=form_of(recipe, learn).holds(len(tables)) * sum(p.nbytes for p in delta.parameters().values()),
             step=worked(net, batch, lambda: moved(learn, net, batch, method.learns), net.train),
@@ -214,7 +219,7 @@ def worked(net: Transformer, batch: Batch, act: Any, mode: Any) -> Work:
         before = live.now
         act()
     net.zero_grad()
-    return Work(len(batch["ids"]), live.peak - before, live.flops, live.calls)
+    return Work(len(batch["ids"]), live.peak - before, live.widest, live.flops, live.calls)
 
 
 class Live(TorchDispatchMode):
@@ -225,7 +230,7 @@ class Live(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = self.calls = 0
+        self.now = self.peak = self.calls = self.widest = 0
         self.flops = 0.0
         self.known: dict[int, int] = {}
 
@@ -247,5 +252,6 @@ class Live(TorchDispatchMode):
         self.calls += 1
         if func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+            self.widest = max(self.widest, *(t.nbytes for t in (*args, out) if isinstance(t, Tensor)))
         self.hold([t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)])
         return out

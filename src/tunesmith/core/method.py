@@ -166,15 +166,18 @@ class Delta:
         """What moves is kept in fp32; what rests is stored in `frozen`, once, instead of being cast at every step.
 
         `keep`: hold on to what was cast, where base values are kept at all, so that `detach` gives it back bit for bit. A norm of which only the bias moves stays in fp32 whole, because its kernel takes no mixture.
+        What moves gets memory of its own, lest the whole file that it was read from stays mapped for its sake.
         """
         hosts = {n.rpartition(".")[0] for n in self.trains}
+        keep = keep and self.kept
+        leaves = not keep and any(p.is_floating_point() and p.dtype != frozen for n, p in self.net.named_parameters() if n not in self.trains)
         for n, p in self.net.named_parameters():
             if p.is_floating_point():
                 moves = n in self.trains or (p.dim() == 1 and n.rpartition(".")[0] in hosts)
                 data = p.data.to(torch.float32 if moves else frozen)
-                if keep and self.kept and n not in self.added and data.dtype != p.dtype:
+                if keep and n not in self.added and data.dtype != p.dtype:
                     self.base.setdefault(n, p.data)
-                p.data = data
+                p.data = data.clone() if moves and leaves and n not in self.added else data
 
     def merge(self) -> Network:
         """Fold the inserts into the base weights and leave a plain network."""

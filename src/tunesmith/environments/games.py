@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +63,11 @@ def frozen_lake(map: str = "4x4", slippery: bool = False, steps: int = 20) -> Sp
     return Spoken(env, lambda s: f"row {s // side} column {s % side}", word(("left", "down", "right", "up")))
 
 
-def taxi(steps: int = 30) -> Spoken:
+def taxi(steps: int = 30, guided: bool = False) -> Spoken:
     """Fetch a passenger and bring him where he wants: seen `taxi 0 3 from red to blue`, said south, north, east, west, pick or drop.
 
-    Rewards are Gymnasium's, a twentieth of them, so that a good ride is worth about 1: -1 a step, -10 for a wrong pick or drop, 20 at the goal.
+    Rewards are Gymnasium's, a twentieth of them, so that a good ride is worth about 1: -1 a step, -10 for a wrong pick or drop, 20 at the goal. `guided` adds 2 for
+    each step nearer to the goal and takes 2 for each one away: by chance nobody arrives within 30 turns.
     """
     env = gymnasium().make("Taxi-v4" if "Taxi-v4" in gymnasium().registry else "Taxi-v3", max_episode_steps=steps)
     places = ("red", "green", "yellow", "blue")
@@ -74,7 +76,44 @@ def taxi(steps: int = 30) -> Spoken:
         row, column, passenger, goal = env.unwrapped.decode(state)
         return f"taxi {row} {column} " + ("passenger in" if passenger == 4 else f"from {places[passenger]}") + f" to {places[goal]}"
 
-    return Spoken(Scaled(env, 1 / 20), show, word(("south", "north", "east", "west", "pick", "drop")), lost=-0.05)
+    world = Guided(env, 2.0, steps_to_go(env.unwrapped.P)) if guided else env
+    return Spoken(Scaled(world, 1 / 20), show, word(("south", "north", "east", "west", "pick", "drop")), lost=-0.05)
+
+
+def steps_to_go(moves: Mapping[int, Mapping[int, Sequence[tuple]]]) -> dict[int, int]:
+    """Of each state from which the goal can be reached, the fewest steps; `moves` are a world's own, state -> action -> (chance, next state, reward, over)."""
+    edges = [(state, after, over and reward > 0) for state, acts in moves.items() for found in acts.values() for _, after, reward, over in found]
+    before: dict[int, list[int]] = defaultdict(list)
+    for state, after, _ in edges:
+        before[after].append(state)
+    away = {state: 1 for state, _, won in edges if won}
+    reached = deque(away)
+    while reached:
+        state = reached.popleft()
+        for earlier in before[state]:
+            if earlier not in away:
+                away[earlier] = away[state] + 1
+                reached.append(earlier)
+    return away
+
+
+@dataclass
+class Guided:
+    """The same world; each step is also paid by `worth` times what it is nearer to the goal. Paid so, the best policy stays the best one (Ng, Harada & Russell 1999, eq. 2, gamma = 1)."""
+
+    env: Any
+    worth: float
+    away: Mapping[int, int]
+    at: int = 0
+
+    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
+        self.at, info = self.env.reset(seed=seed)
+        return self.at, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        before = self.away[self.at]
+        self.at, reward, terminated, truncated, info = self.env.step(action)
+        return self.at, reward + self.worth * (before - (0 if terminated else self.away[self.at])), terminated, truncated, info
 
 
 @dataclass

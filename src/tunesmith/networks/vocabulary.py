@@ -12,22 +12,22 @@ KEEP = 64_000_000  # logits whose softmax may be kept for the backward pass; abo
 class LabelLogp(torch.autograd.Function):
     """logp[m] = log softmax(cap(h[m] W^T + b) / temperature)[label[m]], in chunks of rows.
 
-    h (M, D), W (V, D), b (V) or None, label (M) -> (M,) fp32. `cap` is Gemma's c tanh(x / c). Saves the softmax where it is
-    small and forms it again where it is large; a frozen W costs no gradient.
+    h (M, D), W (V, D), b (V) or None, label (M) -> (M,) fp32. `cap` is Gemma's c tanh(x / c). Keeps the softmax where it is small, to be
+    turned into its own gradient where it stands, and forms it again where it is large; a frozen W costs no gradient.
     """
 
     @staticmethod
     def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor, cap: float | None, heat: float, learns: bool):
         step, w = max(1, CHUNK // len(weight)), weight.to(h.dtype)
         logp = h.new_empty(len(h), dtype=torch.float32)
-        kept = h.new_empty(len(h), len(weight)) if len(h) * len(weight) <= KEEP and learns else None
+        keeps = learns and cap is None and len(h) * len(weight) <= KEEP
+        kept = h.new_empty(len(h), len(weight)) if keeps else None
         for rows in chunks(len(h), step):
             logits = heated(logits_of(h[rows], w, bias, cap), heat)
             chosen = logits.gather(-1, label[rows, None])[:, 0]
-            norm = logits.logsumexp(-1)
-            logp[rows] = chosen - norm
+            logp[rows] = chosen - soften_(logits)
             if kept is not None:
-                kept[rows] = pull(logits, norm).to(h.dtype)
+                kept[rows] = logits
         ctx.save_for_backward(h, weight, *(() if bias is None else (bias,)), label)
         ctx.kept, ctx.cap, ctx.heat, ctx.step = kept, cap, heat, step
         return logp
@@ -36,12 +36,13 @@ class LabelLogp(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         h, weight, *rest = ctx.saved_tensors
         bias, label = (rest[0], rest[1]) if len(rest) == 2 else (None, rest[0])
-        w = weight.to(h.dtype)
+        w, grad = weight.to(h.dtype), heated(grad, ctx.heat)
         dh, dw, db = torch.zeros_like(h), torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None, None
         db = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
-        for rows in chunks(len(h), ctx.step):
-            d = ctx.kept[rows] if ctx.kept is not None else again(h[rows], w, bias, ctx.cap, ctx.heat)
-            d = d_logits(d, label[rows], heated(grad[rows], ctx.heat), ctx.cap, h[rows], w, bias)
+        kept, ctx.kept = ctx.kept, None  # spent; a second backward pass forms it again
+        for rows in chunks(len(h), ctx.step if kept is None else len(h)):
+            p, slope = (kept, None) if kept is not None else again(h[rows], w, bias, ctx.cap, ctx.heat)
+            d = d_logits_(p, label[rows], grad[rows], slope)
             dh[rows] = d @ w
             if dw is not None:
                 dw += d.mT @ h[rows]
@@ -51,7 +52,7 @@ class LabelLogp(torch.autograd.Function):
 
 
 def chunks(rows: int, step: int) -> list[slice]:
-    return [slice(start, start + step) for start in range(0, rows, step)]
+    return [slice(start, start + step) for start in range(0, rows, max(step, 1))]
 
 
 def logits_of(h: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
@@ -64,20 +65,27 @@ def heated(x: Tensor, temperature: float) -> Tensor:
     return x if temperature == 1 else x / temperature
 
 
-def pull(logits: Tensor, norm: Tensor) -> Tensor:
-    """softmax(logits), what the backward pass needs. (m, V)."""
-    return (logits - norm[:, None]).exp_()
+def soften_(logits: Tensor) -> Tensor:
+    """Logits (m, V) become their softmax, where they stand; returns their logsumexp, (m,)."""
+    top = logits.amax(-1, keepdim=True)
+    total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+    logits.div_(total)
+    return (top + total.log())[:, 0]
 
 
-def again(h: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, heat: float) -> Tensor:
-    logits = heated(logits_of(h, weight, bias, cap), heat)
-    return pull(logits, logits.logsumexp(-1)).to(h.dtype)
+def again(h: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, heat: float) -> tuple[Tensor, Tensor | None]:
+    """Softmax (m, V), and the slope of the soft cap where there is one."""
+    logits = logits_of(h, weight, bias, cap)
+    slope = None if cap is None else (1 - (logits / cap) ** 2).to(h.dtype)
+    logits = heated(logits, heat)
+    soften_(logits)
+    return logits.to(h.dtype), slope
 
 
-def d_logits(p: Tensor, label: Tensor, grad: Tensor, cap: float | None, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """d logp / d raw logits, times the incoming gradient: (onehot - p) grad, and the slope of the soft cap."""
-    d = p.neg().scatter_add_(-1, label[:, None], torch.ones_like(p[:, :1])) * grad[:, None].to(p.dtype)
-    return d if cap is None else d * (1 - (logits_of(h, weight, bias, cap) / cap) ** 2).to(d.dtype)
+def d_logits_(p: Tensor, label: Tensor, grad: Tensor, slope: Tensor | None) -> Tensor:
+    """d logp / d raw logits, times the incoming gradient, in the softmax's own place: (onehot - p) grad, and the slope of the soft cap."""
+    p.neg_().scatter_add_(-1, label[:, None], torch.ones_like(p[:, :1])).mul_(grad[:, None].to(p.dtype))
+    return p if slope is None else p.mul_(slope)
 
 
 def label_logp(h: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor, cap: float | None = None, temperature: float = 1.0) -> Tensor:
