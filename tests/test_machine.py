@@ -1,15 +1,21 @@
-"""What is asked of the machine: how a process is started."""
+"""What is asked of the machine: how a process is started, and what it need not hold."""
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import shop
 from tunesmith import machine
+from tunesmith.methods import BitFit, Layers
+from tunesmith.networks.load import Origin, load_network
 
 TELLS = "import os, sys\nfrom tunesmith import machine\nmachine.start_without_caches()\nprint(sys.argv[1:], os.environ.get('GLIBC_TUNABLES'))"
 
@@ -56,3 +62,20 @@ def test_a_process_that_starts_again_is_the_same_with_its_words():
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert done.returncode == 2
     assert "there are no nonsense" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says what is mapped")
+@pytest.mark.parametrize("method", [BitFit(), Layers(last=1)], ids=["bitfit", "layers"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_no_file_stays_mapped_for_the_few_tensors_that_move(method, keep, tmp_path):
+    """What rests is held in bf16. With its base kept, for another arm or a reference, a network goes on to hold the file."""
+    folder = str(shop.encoder(tmp_path / f"{type(method).__name__}-{keep}"))
+    mapped = lambda: folder in Path("/proc/self/maps").read_text()
+    net = load_network(Origin(folder, folder), generates=False)
+    assert mapped()
+    delta = method.attach(net, keep=keep)
+    before = {name: net.get_parameter(name).detach().clone() for name in delta.trains}
+    delta.cast(torch.bfloat16, keep=keep)
+    gc.collect()
+    assert mapped() is keep
+    assert all(torch.equal(net.get_parameter(name), value) for name, value in before.items())

@@ -24,9 +24,8 @@ from ..sources.table import Table
 from .rehearsal import Rehearsal, Work, steps_of
 
 # Measured by benchmarks/advice.py, docs/LOG.md.
-SLACK = 1.08  # resident over live bytes: what the allocator cannot hand out again
-LIBRARIES = 62 << 20  # bytes that the libraries' own buffers grow by while training
-PACKED = 1.3  # bytes a byte of the largest tensor of a matrix product, which oneDNN lays out anew
+SLACK = 1.05  # resident over live bytes: what the allocator cannot hand out again
+PACKED = 1.9  # bytes a byte of the largest tensor of a matrix product, which oneDNN lays out anew
 KERNEL = 1_100_000  # bytes of a kernel that oneDNN has built, in bf16
 CALLS = 0.6  # seconds of a call of the library in a step, over that of a tiny addition
 FLOPS = 0.7  # share of a matrix product's speed that a step reaches
@@ -40,7 +39,7 @@ def memory(found: Rehearsal, resident: int) -> int:
     if torch.cuda.is_available():
         return round(found.peak * SLACK)
     kernels = int(machine.kernels_kept()) * KERNEL if found.dtype == "bf16" else 0
-    return round(resident + SLACK * found.peak + PACKED * found.step.widest + LIBRARIES + kernels)
+    return round(resident + SLACK * found.peak + PACKED * found.step.widest + kernels)
 
 
 # ------------------------------------------------------------------------------------------------ time, from the rehearsal

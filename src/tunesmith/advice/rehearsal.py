@@ -46,6 +46,7 @@ class Rehearsal:
 
     own       numbers that the objective itself learns: a critic, projections, a verbaliser
     weights   bytes that rest in memory, in the dtype in which they are kept while training, a teacher's that is asked all along among them
+    loaded    bytes of the weights as they were read, and as they are kept, while both are there; quantised ones are so one by one
     beside    bytes of what else is loaded before the first step, and let go
     held      bytes of gradients that wait for those of other tasks
     step      the heaviest step among those to come, a piece of it where `update.micro` cuts it
@@ -58,6 +59,7 @@ class Rehearsal:
     total: int
     own: int
     weights: int
+    loaded: int
     beside: int
     held: int
     step: Work
@@ -80,7 +82,7 @@ class Rehearsal:
     def peak(self) -> int:
         """Bytes of tensors at the fullest moment of the run."""
         step = self.step.bytes + MOMENTS * (self.trainable + self.own) + self.held
-        return self.weights + max(self.beside, self.stored + max(step, self.fill.bytes if self.fill else 0))
+        return max(self.loaded, self.weights + max(self.beside, self.stored + max(step, self.fill.bytes if self.fill else 0)))
 
 
 def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
@@ -106,6 +108,8 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
             fits(data, net, method.positions)
             choice = choose(sizes(net, list(tables.values())), device_of(recipe), recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel)
         net.compute, net.room.kernel = DTYPES[choice.dtype], "matmul" if choice.kernel == "varlen" else choice.kernel
+        read = {n: p.dtype for n, p in net.named_parameters()}
+        as_read = sum(p.nbytes for p in net.parameters())
         delta.cast(net.compute, keep=False)
         floor = cached_above(net, delta)
         pooled = floor == net.anatomy.depth and one.task.outputs > 0 and one.task.name in ("classify", "score")
@@ -116,6 +120,7 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
             total=sum(p.numel() for p in net.parameters()),
             own=(own := sum(p.numel() for p in learn.parameters())),
             weights=weights_of(net, recipe.model.bits, published) + sum(value.nbytes for value in delta.base.values()) + max(along) + SINGLE * own,
+            loaded=0 if recipe.model.bits else as_read + sum(p.nbytes for n, p in net.named_parameters() if p.dtype != read[n]),
             beside=max(before) - max(along),
             held=form_of(recipe, learn).holds(len(tables)) * sum(p.nbytes for p in delta.parameters().values()),
             step=worked(net, batch, lambda: moved(learn, net, batch, method.learns), net.train),
