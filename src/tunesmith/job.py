@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from . import machine
 from .core import Delta, Listener, Method, Objective, Ragged, Run
 from .curriculum import keys_of, known_after
 from .dataset import Dataset, Part
@@ -82,7 +81,6 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     choice = told(lambda: choose(sizes(net, list(tables.values())), net.device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel))
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute, keep=shared.keeps)
-    machine.hand_back()  # the wider weights, where training would leave them between its own
     each, places = recipe.each(), keys_of(data.parts)
     settings = {name: Setting(each.get(name, recipe), one, net, delta, learns[name], reporter, shared, places.get(name, "")) for name, one in data.each.items()}
     sources = {name: enriched(above(settings[name], "train", table), learns[name].needs, settings[name]) for name, table in tables.items()}

@@ -135,6 +135,8 @@ def train(recipe: Recipe, folder: Path, reporter: Reporter, company: Company) ->
         reporter.say(f"data: {one.train.format.name}, {rows}")
     with company.shared.lent(recipe, data) as net:
         job = assemble(recipe, data, net, reporter, company.shared)
+        if not company.shared.keeps:
+            machine.hand_back()  # the weights as they were read, whose place training would leave between its own
         for note in job.notes:
             reporter.say(f"note: {note}")
         trained = sum(p.numel() for p in job.delta.parameters().values())

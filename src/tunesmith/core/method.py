@@ -174,10 +174,10 @@ class Delta:
         for n, p in self.net.named_parameters():
             if p.is_floating_point():
                 moves = n in self.trains or (p.dim() == 1 and n.rpartition(".")[0] in hosts)
-                data = p.data.to(torch.float32 if moves else frozen)
+                data = p.data.to(torch.float32 if moves else frozen, copy=moves and leaves and n not in self.added)
                 if keep and n not in self.added and data.dtype != p.dtype:
                     self.base.setdefault(n, p.data)
-                p.data = data.clone() if moves and leaves and n not in self.added else data
+                p.data = data
 
     def merge(self) -> Network:
         """Fold the inserts into the base weights and leave a plain network."""

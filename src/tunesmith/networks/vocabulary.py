@@ -25,9 +25,10 @@ class LabelLogp(torch.autograd.Function):
         for rows in chunks(len(h), step):
             logits = heated(logits_of(h[rows], w, bias, cap), heat)
             chosen = logits.gather(-1, label[rows, None])[:, 0]
-            logp[rows] = chosen - soften_(logits)
+            norm = logits.logsumexp(-1)
+            logp[rows] = chosen - norm
             if kept is not None:
-                kept[rows] = logits
+                kept[rows] = soften_(logits, norm)
         ctx.save_for_backward(h, weight, *(() if bias is None else (bias,)), label)
         ctx.kept, ctx.cap, ctx.heat, ctx.step = kept, cap, heat, step
         return logp
@@ -65,12 +66,9 @@ def heated(x: Tensor, temperature: float) -> Tensor:
     return x if temperature == 1 else x / temperature
 
 
-def soften_(logits: Tensor) -> Tensor:
-    """Logits (m, V) become their softmax, where they stand; returns their logsumexp, (m,)."""
-    top = logits.amax(-1, keepdim=True)
-    total = logits.sub_(top).exp_().sum(-1, keepdim=True)
-    logits.div_(total)
-    return (top + total.log())[:, 0]
+def soften_(logits: Tensor, norm: Tensor) -> Tensor:
+    """Logits (m, V) become their softmax, where they stand; norm (m,) is their logsumexp."""
+    return logits.sub_(norm[:, None]).exp_()
 
 
 def again(h: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, heat: float) -> tuple[Tensor, Tensor | None]:
@@ -78,8 +76,7 @@ def again(h: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, hea
     logits = logits_of(h, weight, bias, cap)
     slope = None if cap is None else (1 - (logits / cap) ** 2).to(h.dtype)
     logits = heated(logits, heat)
-    soften_(logits)
-    return logits.to(h.dtype), slope
+    return soften_(logits, logits.logsumexp(-1)).to(h.dtype), slope
 
 
 def d_logits_(p: Tensor, label: Tensor, grad: Tensor, slope: Tensor | None) -> Tensor:
