@@ -26,7 +26,16 @@ def device_of(recipe: Recipe) -> torch.device:
 
 
 def head_spec(recipe: Recipe, data: Dataset) -> HeadSpec:
-    return HeadSpec(data.task.outputs, recipe.head.kind, recipe.head.hidden, recipe.head.dropout)
+    return HeadSpec(data.task.outputs, recipe.head.kind, recipe.head.hidden, recipe.head.dropout, usual(data))
+
+
+def usual(data: Dataset) -> float | None:
+    """Of the words to tag, the share that are no entity."""
+    if data.task.kind != "tag" or data.task.outputs < 2:
+        return None
+    known = set(data.task.labels)
+    tags = [t for e in data.train.examples for t in e.tags if t in known]  # type: ignore[union-attr]
+    return tags.count("O") / len(tags) if tags else None
 
 
 def add_heads(net: Transformer, recipe: Recipe, data: Dataset) -> None:

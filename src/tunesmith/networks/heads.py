@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -43,17 +44,31 @@ class Head(nn.Sequential):
     """Linear, or one hidden layer with tanh (as RoBERTa's head). (..., D) -> (..., C), in fp32.
 
     open    so many of the classes are known yet, and no others are given or learnt; None: all
+    usual   share of the answers that class 0 is. The head begins by saying so, all others alike: else the first steps teach nothing but that, they teach
+            it to the whole trunk, and a trunk that moves fast says it for good (after Lin et al. 2017, section 3.3, who have it for a binary answer)
     """
 
     open: int | None = None
 
-    def __init__(self, width: int, classes: int, *, kind: Literal["linear", "mlp"] = "linear", hidden: int | None = None, dropout: float = 0.1):
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        *,
+        kind: Literal["linear", "mlp"] = "linear",
+        hidden: int | None = None,
+        dropout: float = 0.1,
+        usual: float | None = None,
+    ):
         inner = [nn.Linear(width, hidden or width), nn.Tanh(), nn.Dropout(dropout)] if kind == "mlp" else []
         super().__init__(nn.Dropout(dropout), *inner, nn.Linear(hidden or width if inner else width, classes))
         for layer in self:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
+        if usual is not None:
+            share = min(max(usual, 0.01), 0.99)
+            self[-1].bias.data[0] = math.log(share * (classes - 1) / (1 - share))  # type: ignore[index,union-attr]
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         with torch.autocast(x.device.type, enabled=False):

@@ -30,12 +30,13 @@ PACK_TOLERANCE = 1e-3  # of the largest state; a class that ignores the layout i
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """One task's head. `classes` outputs; `tokens`: it reads labelled positions, not pooled rows."""
+    """One task's head (see Head). `classes`: outputs."""
 
     classes: int
     kind: Literal["linear", "mlp"] = "linear"
     hidden: int | None = None
     dropout: float = 0.1
+    usual: float | None = None
 
 
 def load_tokenizer(source: Origin) -> hf.PreTrainedTokenizerBase:
@@ -288,6 +289,6 @@ def add_head(net: Transformer, task: str, spec: HeadSpec, seed: int) -> None:
     """A fresh head, drawn from the seed alone."""
     state: Tensor = torch.get_rng_state()
     torch.manual_seed(seed)
-    head = Head(net.anatomy.width, spec.classes, kind=spec.kind, hidden=spec.hidden, dropout=spec.dropout).train(net.training)
+    head = Head(net.anatomy.width, spec.classes, kind=spec.kind, hidden=spec.hidden, dropout=spec.dropout, usual=spec.usual).train(net.training)
     net.heads[task] = head if net.device.type == "cpu" else head.to(net.device)  # a blank head cannot be moved, not even to where it is
     torch.set_rng_state(state)
