@@ -385,6 +385,8 @@ def test_classes_and_disagreements():
     what, rows = detail.classes({"a": [a], "b": [b]})
     assert what == "recall" and dict((n, (c, v)) for n, c, v in rows) == {"y": (2, {"a": 0.5, "b": 1.0}), "x": (1, {"a": 1.0, "b": 1.0})}
     assert [d["said"] for d in detail.disagreements({"a": [a], "b": [b]})] == [[("y", True, ["b"]), ("x", False, ["a"])]]
+    both = [*a, {**line("", "", 0.0), "expected": ["O", "O"], "predicted": ["O", "B-x"]}]  # a tagger's row with one mistake counts as a label does
+    assert detail.classes({"a": [both]}) == ("", [])
 
 
 def test_passages_are_cut_at_a_sentence():

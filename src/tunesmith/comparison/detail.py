@@ -29,9 +29,9 @@ def classes(lines: Mapping[str, Sequence[Lines]]) -> tuple[str, list[tuple[str, 
 
 
 def shape(lines: Lines) -> str | None:
-    """label, labels, tags; None for numbers, texts and tags without entities."""
+    """label, labels, tags; None for numbers, texts, tags without entities, and answers of several tasks."""
     expected = lines[0]["expected"]
-    if lines[0]["shares"] is None or lines[0]["shares"][1] is None:
+    if lines[0]["shares"] is None or lines[0]["shares"][1] is None or any(type(line["expected"]) is not type(expected) for line in lines):
         return None
     if isinstance(expected, str):
         return "label" if all(line["shares"] in ([0.0, 1.0], [1.0, 1.0]) for line in lines) else None
