@@ -294,6 +294,18 @@ def test_a_far_case_says_little():
     assert expected("generate", SHAPE, ["head"], [cell("few", 16, head=0.9)]) == {}
 
 
+def test_a_task_akin_says_something():
+    """Tags of which nothing was measured are expected to go as classes do; what was measured of tags counts more, and it alone makes one sure."""
+    classes, tags = cell("classes", 100, head=0.9, full=0.6), replace(cell("tags", 100, head=0.6, full=0.9), task="tag")
+    here = replace(SHAPE, rows=100)
+    far = expected("tag", here, ["head", "full"], [classes])
+    assert far["head"].gap < far["full"].gap and far["head"].weight == 0
+    both = expected("tag", here, ["head", "full"], [classes, tags])
+    assert both["full"].gap < both["head"].gap and both["full"].weight == pytest.approx(1.0)
+    assert nearest("tag", here, [classes, tags])[0][1] is tags and nearest("tag", here, [classes, tags])[1][0] == pytest.approx(2.0)
+    assert expected("generate", here, ["head"], [classes, tags]) == {}
+
+
 def test_a_gap_is_a_share_of_what_was_to_gain():
     c = cell("one", 100, head=0.6, full=0.9, lora=0.8)
     assert c.gap("full") == 0

@@ -1,7 +1,7 @@
 """What was measured before: methods compared on real data sets at several sizes, and what that lets one expect of a new case.
 
-The rows stand in data/evidence.jsonl, one an arm; benchmarks/evidence.py made them. A case is near another if its task is the same and its
-numbers of rows, of rows a label, of labels and of tokens a row are of like size, and, where both were asked, the frozen trunk knows as much of it.
+The rows stand in data/evidence.jsonl, one an arm; benchmarks/evidence.py made them. A case is near another if its task is the same, or akin, and
+its numbers of rows, of rows a label, of labels and of tokens a row are of like size, and, where both were asked, the frozen trunk knows as much of it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ ROOM = 0.1  # what there is to gain is at least so much: where nothing was learn
 PRIOR = 0.5  # cases' worth of "all methods are equal": what few or far cases are drawn towards
 SCALES = {"rows": 1.5, "each": 1.5, "labels": 1.5, "tokens": 1.0, "skill": 0.25}  # what counts as one step away; of counts, natural logarithms
 LIKE = {"classify": "classify", "tag": "tag", "score": "classify", "generate": "generate", "embed": "embed", "several": "classify"}
+STEP = {frozenset({"classify", "tag"}): 2.0}  # how far tasks are from each other; others say nothing of one another (docs/LOG.md)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Expectation:
-    """`gap` as in Cell.gap, its standard error, and how many cases' worth of evidence it rests on."""
+    """`gap` as in Cell.gap, its standard error, and how many cases' worth of evidence of the very task it rests on."""
 
     gap: float
     error: float
@@ -94,17 +95,18 @@ def distance(a: Shape, b: Shape) -> float:
 
 
 def nearest(task: str, shape: Shape, cells: Sequence[Cell]) -> list[tuple[float, Cell]]:
-    """All cases of the task, the nearest first."""
-    return sorted(((distance(shape, cell.shape), cell) for cell in cells if cell.task == LIKE[task]), key=lambda pair: pair[0])
+    """All cases of the task and of those akin to it, the nearest first."""
+    step = {LIKE[task]: 0.0, **{other: s for pair, s in STEP.items() if LIKE[task] in pair for other in pair - {LIKE[task]}}}
+    return sorted(((math.hypot(distance(shape, cell.shape), step[cell.task]), cell) for cell in cells if cell.task in step), key=lambda pair: pair[0])
 
 
 def expected(task: str, shape: Shape, methods: Sequence[str], cells: Sequence[Cell]) -> dict[str, Expectation]:
     """Of each method: the mean of the gaps in like cases, weighted by how like they are, and drawn towards the mean of all methods where they are few.
 
-    Empty where nothing of the task was measured.
+    Empty where nothing of the task, or of one akin to it, was measured.
     """
     near = [(math.exp(-0.5 * (d / REACH) ** 2), cell) for d, cell in nearest(task, shape, cells)]
-    weight = sum(w for w, _ in near)
+    weight, own = sum(w for w, _ in near), sum(w for w, cell in near if cell.task == LIKE[task])
     if not near:
         return {}
     overall = statistics.fmean(cell.gap(m) for _, cell in near for m in methods)
@@ -113,7 +115,7 @@ def expected(task: str, shape: Shape, methods: Sequence[str], cells: Sequence[Ce
         gaps = [(w, cell.gap(method)) for w, cell in near]
         mean = (sum(w * g for w, g in gaps) + PRIOR * overall) / (weight + PRIOR)
         scatter = (sum(w * (g - mean) ** 2 for w, g in gaps) + PRIOR * overall**2) / (weight + PRIOR)
-        found[method] = Expectation(mean, math.sqrt(scatter / (weight + PRIOR)), weight)
+        found[method] = Expectation(mean, math.sqrt(scatter / (weight + PRIOR)), own)
     return found
 
 
