@@ -302,7 +302,7 @@ def test_a_task_akin_says_something():
     assert far["head"].gap < far["full"].gap and far["head"].weight == 0
     both = expected("tag", here, ["head", "full"], [classes, tags])
     assert both["full"].gap < both["head"].gap and both["full"].weight == pytest.approx(1.0)
-    assert nearest("tag", here, [classes, tags])[0][1] is tags and nearest("tag", here, [classes, tags])[1][0] == pytest.approx(2.0)
+    assert nearest("tag", here, [classes, tags])[0][1] is tags and nearest("tag", here, [classes, tags])[1][0] == pytest.approx(1.5)
     assert expected("generate", here, ["head"], [classes, tags]) == {}
 
 
