@@ -29,11 +29,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tagged(path: Path, shares: int, entity: bool = True) -> str:
+def tagged(path: Path, shares: int) -> str:
     """Rows of `shares` words that are no entity before each one that is."""
-    rows = [
-        {"tokens": [WORDS[(i + k) % 5] for k in range(shares)] + [WORDS[5 + i % 3]], "tags": ["O"] * shares + ["B-place" if entity else "O"]} for i in range(24)
-    ]
+    rows = [{"tokens": [WORDS[(i + k) % 5] for k in range(shares)] + [WORDS[5 + i % 3]], "tags": ["O"] * shares + ["B-place"]} for i in range(24)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 

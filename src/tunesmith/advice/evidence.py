@@ -22,8 +22,11 @@ REACH = 1.75  # at this distance a case counts e^-1/2 as much as one that is the
 ROOM = 0.1  # what there is to gain is at least so much: where nothing was learnt, methods differ by noise
 PRIOR = 0.5  # cases' worth of "all methods are equal": what few or far cases are drawn towards
 SCALES = {"rows": 1.5, "each": 1.5, "labels": 1.5, "tokens": 1.0, "skill": 0.25}  # what counts as one step away; of counts, natural logarithms
-LIKE = {"classify": "classify", "tag": "tag", "score": "classify", "generate": "generate", "embed": "embed", "several": "classify"}
-STEP = {frozenset({"classify", "tag"}): 1.5}  # how far tasks are from each other; others say nothing of one another (docs/LOG.md)
+AKIN = 1.5  # steps between classes and tags (docs/LOG.md)
+CLASSES = {"classify": 0.0, "tag": AKIN}
+SPEAKS = {  # of a task: those whose measured cases speak of it, and how far they are; 0: its own
+    "classify": CLASSES, "score": CLASSES, "several": CLASSES, "tag": {"tag": 0.0, "classify": AKIN}, "generate": {"generate": 0.0}, "embed": {"embed": 0.0},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ def distance(a: Shape, b: Shape) -> float:
 
 def nearest(task: str, shape: Shape, cells: Sequence[Cell]) -> list[tuple[float, Cell]]:
     """All cases of the task and of those akin to it, the nearest first."""
-    step = {LIKE[task]: 0.0, **{other: s for pair, s in STEP.items() if LIKE[task] in pair for other in pair - {LIKE[task]}}}
-    return sorted(((math.hypot(distance(shape, cell.shape), step[cell.task]), cell) for cell in cells if cell.task in step), key=lambda pair: pair[0])
+    steps = SPEAKS[task]
+    return sorted(((math.hypot(distance(shape, cell.shape), steps[cell.task]), cell) for cell in cells if cell.task in steps), key=lambda pair: pair[0])
 
 
 def expected(task: str, shape: Shape, methods: Sequence[str], cells: Sequence[Cell]) -> dict[str, Expectation]:
@@ -106,7 +109,7 @@ def expected(task: str, shape: Shape, methods: Sequence[str], cells: Sequence[Ce
     Empty where nothing of the task, or of one akin to it, was measured.
     """
     near = [(math.exp(-0.5 * (d / REACH) ** 2), cell) for d, cell in nearest(task, shape, cells)]
-    weight, own = sum(w for w, _ in near), sum(w for w, cell in near if cell.task == LIKE[task])
+    weight, own = sum(w for w, _ in near), sum(w for w, cell in near if not SPEAKS[task][cell.task])
     if not near:
         return {}
     overall = statistics.fmean(cell.gap(m) for _, cell in near for m in methods)

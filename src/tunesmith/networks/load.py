@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -289,6 +289,6 @@ def add_head(net: Transformer, task: str, spec: HeadSpec, seed: int) -> None:
     """A fresh head, drawn from the seed alone."""
     state: Tensor = torch.get_rng_state()
     torch.manual_seed(seed)
-    head = Head(net.anatomy.width, spec.classes, kind=spec.kind, hidden=spec.hidden, dropout=spec.dropout, usual=spec.usual).train(net.training)
+    head = Head(net.anatomy.width, **asdict(spec)).train(net.training)
     net.heads[task] = head if net.device.type == "cpu" else head.to(net.device)  # a blank head cannot be moved, not even to where it is
     torch.set_rng_state(state)
