@@ -133,19 +133,19 @@ def test_gymnasium_in_words() -> None:
 def test_a_guided_ride_is_paid_for_coming_nearer_and_for_nothing_else() -> None:
     """Over a ride the guidance adds up to the way from where it began to where it ended, whatever was done in between; one who follows it arrives by the shortest way."""
     gymnasium = pytest.importorskip("gymnasium")
-    world = environment({"kind": "taxi", "guided": True})()
+    world = environment({"kind": "taxi", "guided": 10})()
     moves, words = gymnasium.make("Taxi-v4").unwrapped.P, ("south", "north", "east", "west", "pick", "drop")
     away = steps_to_go(moves)
     dice = random.Random(0)
     for seed in range(5):
-        plain, guided = environment("taxi")(), environment({"kind": "taxi", "guided": True})()
+        plain, guided = environment("taxi")(), environment({"kind": "taxi", "guided": 10})()
         state, total = plain.reset(seed=seed) and plain.last, 0.0
         guided.reset(seed=seed)
         began = away[state]
         for _ in range(10):
             said = dice.choice(words)
             total += guided.step(said)[1] - plain.step(said)[1]
-        assert total == pytest.approx(2 / 20 * (began - away[plain.last]))
+        assert total == pytest.approx(10 / 20 * (began - away[plain.last]))
         world.reset(seed=seed)
         taken, over = 0, False
         while not over:

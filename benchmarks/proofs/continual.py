@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rows import written
 
 from tunesmith.artifact import load
 from tunesmith.core import Listener
@@ -128,7 +129,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, args.json.open("a") as f:
         work = Path(folder)
         for part, each in (("train", 20), ("test", 4)):
-            (work / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(part, each)))
+            written(work / f"{part}.jsonl", rows(part, each))
         for key in product(args.methods, args.strategies, args.scenarios, args.stages):
             if key[1] == "olora" and key[0] != "lora":  # a rule about low ranks
                 continue

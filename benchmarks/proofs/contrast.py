@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rows import written
 from scipy.stats import spearmanr
 
 import tunesmith
@@ -103,11 +104,7 @@ def probe(train: Rows, test: Rows) -> float:
 
 
 def trained(train: Rows, test: Rows, folder: Path, more: Row, seed: int = 0) -> Row:
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, rows in (("train", train), ("eval", test)):
-        files[name] = str(folder / f"{name}.jsonl")
-        Path(files[name]).write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    files = {name: written(folder / f"{name}.jsonl", rows) for name, rows in (("train", train), ("eval", test))}
     recipe = {
         "model": "minilm",
         "task": "embed",

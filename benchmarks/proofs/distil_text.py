@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from rows import written
 
 import tunesmith
 from tunesmith.ask import learnable
@@ -86,11 +86,6 @@ def parts(file: Path) -> tuple[Rows, Rows, Rows]:
     meanings = random.Random(0).sample(sorted(of), len(of))
     left = len(meanings) // 4
     return [row for m in meanings[left:] for row in of[m]], [of[m][0] for m in meanings[left : left + 200]], [row for m in meanings[:left] for row in of[m][:2]]
-
-
-def written(path: Path, rows: Sequence[dict[str, str]]) -> str:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table as View
+from rows import written
 
 from tunesmith.artifact import load
 from tunesmith.comparison.baselines import centroid, logistic, majority
@@ -130,7 +131,7 @@ def proven(name: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     train = SETS[name]("train")
     others = random.Random(7).sample([row["label"] for row in train], len(train))
     for part, rows in (("train", train), ("dealt", [row | {"label": other} for row, other in zip(train, others, strict=True)])):
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        written(folder / f"{part}.jsonl", rows)
     untuned = embedder("minilm")
     z = untuned.of([row["text"] for row in test], "text").double().numpy()
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from rows import written
 
 import tunesmith
 from tunesmith.networks.load import load_tokenizer, origin
@@ -137,13 +138,6 @@ def arm(name: str, of: Files, case: Case) -> dict[str, Any]:
     return {"tasks": tasks, "stream": {"kind": "mix", "temperature": 1e9}, "update": {**case.made.get("update", {}), "batch": 64, **kind}}
 
 
-def written(folder: Path, found: dict[str, Found]) -> Files:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in found.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return {name: str(folder / f"{name}.jsonl") for name in found}
-
-
 def accuracy(values: dict[str, Any]) -> float:
     return values.get("first.accuracy", values.get("accuracy", float("nan")))
 
@@ -162,7 +156,8 @@ def main() -> None:
         made["model"] = str(out / "start")
     table: dict[str, dict[str, list[float]]] = {}
     for seed in range(given.seeds):
-        of = written(out / f"data-{seed}", case.files(Path(os.environ["TUNESMITH_DATA"]), random.Random(seed)))
+        drawn = case.files(Path(os.environ["TUNESMITH_DATA"]), random.Random(seed))
+        of = {name: written(out / f"data-{seed}/{name}.jsonl", rows) for name, rows in drawn.items()}
         for name in given.arms:
             result = tunesmith.run({**made, **arm(name, of, case), "seed": seed, "out": str(out / f"{name}-{seed}")})
             said = {

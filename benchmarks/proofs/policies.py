@@ -1,8 +1,11 @@
-"""Small policies for the games: a Transformer over the game's own words, taught the form of the game, not how to win, by random play."""
+"""Small policies for the games: a Transformer over the game's own words, taught the form of the game, not how to win, by random play.
+
+It learns to say what is said and to foresee what is then seen, so that it reads the world before it is paid for anything: of the answers alone,
+a beginner at TicTacToe learns that digits are said, and not that a taken cell is none.
+"""
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from rows import written
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from tunesmith.environments import environment
@@ -34,6 +38,7 @@ class Game:
     rate: float = 1e-3
     plays: int = 400
     taught: int = 200
+    lesson: int = 16
     width: int = 64
     spaces: bool = False
     objective: dict[str, Any] = field(default_factory=lambda: {"epochs": 4, "minibatches": 1, "discount": 0.99, "value_weight": 0.5})
@@ -56,26 +61,26 @@ def at_the_desk(seen: str, dice: random.Random) -> str:
     return "What is your order number?" if dice.random() < 0.3 else "It leaves today."
 
 
-NEAR = {"epochs": 3, "minibatches": 1, "discount": 0.99, "value_weight": 0.5, "beta": 0.02}  # random play is the reference: what holds to it goes on to explore
+NEAR = {"epochs": 4, "minibatches": 2, "discount": 0.99, "value_weight": 0.5, "beta": 0.02}  # random play is the reference: what holds to it goes on to explore
+BOARD = {"turns": 5, "steps": 2400, "batch": 128, "rate": 1e-3, "plays": 4000, "taught": 1000, "lesson": 32, "objective": NEAR}
 GAMES = {
     "frozenlake": Game("frozenlake", one_of("left", "down", "right", "up"), 0.9, batch=96, steps=280, rate=2e-3, plays=200, taught=100),
-    "tictactoe": Game("tictactoe", free_cell, 0.9, turns=5, steps=600, batch=192, objective=NEAR),
+    "tictactoe": Game("tictactoe", free_cell, 0.9, **BOARD),
     "desk": Game({"kind": "desk", "language": "en"}, at_the_desk, 0.9, length=24, turns=3, steps=120, rate=3e-4, plays=800, taught=500, spaces=True),
     "taxi": Game("taxi", one_of("south", "north", "east", "west", "pick", "drop"), 0.5, turns=30, steps=800, batch=128, rate=2e-3),
-    "tictactoe-perfect": Game({"kind": "tictactoe", "opponent": "perfect"}, free_cell, 0.9, turns=5, steps=600, batch=192, objective=NEAR),
+    "tictactoe-perfect": Game({"kind": "tictactoe", "opponent": "perfect"}, free_cell, 0.9, **BOARD | {"steps": 1600}),
 }
 
 
 def beginner(name: str, game: Game, work: Path, threads: int) -> tuple[Path, float]:
     """A folder with a model that has seen random play, and the seconds that it took. Kept from one call to the next."""
-    folder, rows = work / f"{name}-beginner", work / f"{name}.jsonl"
+    folder = work / f"{name}-beginner"
     make = environment(game.environment)
     plays = [list(played(game, make(), seed)) for seed in range(10_000_000, 10_000_000 + game.plays)]
-    rows.write_text("".join(json.dumps({"messages": p}) + "\n" for p in plays))
     texts = [m["content"] for p in plays for m in p]
     blank(folder, texts, game.width, game.spaces)
     made = {
-        "model": str(folder), "task": "generate", "data": str(rows), "method": "full", "budget": {"steps": game.taught}, "update": {"batch": 16, "rate": 3e-3},
+        "model": str(folder), "task": "generate", "data": {"train": written(work / f"{name}.jsonl", ({"messages": p} for p in plays)), "learn_prompt": True}, "method": "full", "budget": {"steps": game.taught}, "update": {"batch": game.lesson, "rate": 3e-3},
         "out": str(work / f"{name}-taught"), "dtype": "fp32", "kernel": "matmul", "threads": threads,
     }  # fmt: skip
     result = run(recipe(made), Reporter(quiet=True), fresh=True)

@@ -18,12 +18,13 @@ simpo and orpo have no reference, so what the base has memorised of the chosen r
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from rows import written
 
 import tunesmith
 from tunesmith.data import desk
@@ -36,10 +37,7 @@ def files(out: Path) -> dict[str, str]:
     dice, rows = random.Random(0), desk.rows("prefer", "train")
     swapped = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} if dice.random() < 0.5 else r for r in rows]
     judged = [{"prompt": r["prompt"], "completion": r[side], "label": side == "chosen"} for r in rows for side in [dice.choice(["chosen", "rejected"])]]
-    out.mkdir(parents=True, exist_ok=True)
-    for name, made in (("swapped", swapped), ("judged", judged)):
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
-    return {name: str(out / f"{name}.jsonl") for name in ("swapped", "judged")}
+    return {"swapped": written(out / "swapped.jsonl", swapped), "judged": written(out / "judged.jsonl", judged)}
 
 
 def recipe(model: str, loss: str, train: str, out: Path, rate: float | None) -> dict[str, Any]:
@@ -52,16 +50,16 @@ def recipe(model: str, loss: str, train: str, out: Path, rate: float | None) -> 
     }  # fmt: skip
 
 
-def arms(written: dict[str, str]) -> dict[str, tuple[str, str]]:
+def arms(of: dict[str, str]) -> dict[str, tuple[str, str]]:
     """Name -> loss and rows to learn from."""
     pairs = "desk/prefer"
     return {
         "dpo": ("dpo", pairs),
-        "dpo, swapped at random": ("dpo", written["swapped"]),
+        "dpo, swapped at random": ("dpo", of["swapped"]),
         "reward": ("reward", pairs),
-        "reward, swapped at random": ("reward", written["swapped"]),
+        "reward, swapped at random": ("reward", of["swapped"]),
         **{loss: (loss, pairs) for loss in ("simpo", "kto", "ipo", "orpo")},
-        "kto, one verdict a message": ("kto", written["judged"]),
+        "kto, one verdict a message": ("kto", of["judged"]),
     }
 
 

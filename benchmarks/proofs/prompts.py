@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rows import written
+
 import tunesmith
 from tunesmith.artifact import export
 
@@ -41,11 +43,6 @@ SEARCH = {
 PRICED = {"over": [], "rows": 16, "passes": 1}  # no search
 
 
-def written(path: Path, rows: list[tuple[str, str]]) -> str:
-    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
-    return str(path)
-
-
 def taught(data: dict[str, Any], domains: dict[str, list[str]], out: Path) -> Path:
     """The base, made once."""
     if (out / "base").exists():
@@ -53,10 +50,9 @@ def taught(data: dict[str, Any], domains: dict[str, list[str]], out: Path) -> Pa
     dice, without = random.Random(0), {intent for name in LEFT_OUT for intent in domains[name]}
     rows = [{"prompt": dice.choice(ASKED).format(text), "completion": intent.replace("_", " ")} for text, intent in data["train"] if intent not in without]
     dice.shuffle(rows)
-    (out / "base.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tunesmith.run(
         {
-            "model": "desk-lm", "task": "generate", "data": {"train": str(out / "base.jsonl"), "max_length": 96}, "method": "full", "threads": 1,
+            "model": "desk-lm", "task": "generate", "data": {"train": written(out / "base.jsonl", rows), "max_length": 96}, "method": "full", "threads": 1,
             "update": {"rate": 1e-3, "batch": 32, "schedule": "cosine"}, "budget": {"epochs": 1}, "checkpoint": {"every": 100}, "out": str(out / "base-run"),
         }
     )  # fmt: skip
@@ -68,7 +64,8 @@ def files(data: dict[str, Any], domains: dict[str, list[str]], out: Path) -> dic
     intents, dice = sorted(domains["banking"])[:8], random.Random(0)
     held = [row for intent in intents for row in dice.sample([tuple(r) for r in data["test"] if r[1] == intent], 12)]
     train = [tuple(r) for r in data["train"] if r[1] in intents]
-    return {"train": written(out / "train.jsonl", train), "eval": written(out / "held-out.jsonl", held), "max_length": 400}
+    rows = lambda of: ({"text": text, "label": label} for text, label in of)
+    return {"train": written(out / "train.jsonl", rows(train)), "eval": written(out / "held-out.jsonl", rows(held)), "max_length": 400}
 
 
 def dealt(labels: list[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from policies import GAMES, beginner
+from rows import written
 
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
@@ -62,7 +63,7 @@ def words(args: argparse.Namespace) -> list[dict]:
     beginnings = [f"Once upon a time, there was a little {who} who {where}." for who in WHO for where in WHERE]
     random.Random(0).shuffle(beginnings)
     for name, part in (("train", beginnings[:64]), ("eval", beginnings[64:])):
-        (work / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in part * (4 if name == "eval" else 1)))
+        written(work / f"{name}.jsonl", ({"text": t} for t in part * (4 if name == "eval" else 1)))
     rows = []
     for method in ("lora", "full"):
         for algorithm, options in ALGORITHMS.items():
@@ -107,7 +108,7 @@ def games(args: argparse.Namespace) -> list[dict]:
         result = run(recipe(made), Reporter(quiet=True), fresh=True)
         before, after = result["before"], result["after"]
         row = {"run": name, "before": before["success"], "after": after["success"], "return": f"{before['reward']:.2f} -> {after['reward']:.2f}", "least": game.least,
-               "episodes": game.steps // (game.objective.get("epochs", 4)) * game.batch, "seconds": round(seconds + result["train_seconds"], 1),
+               "episodes": game.steps // game.objective["epochs"] * game.batch, "seconds": round(seconds + result["train_seconds"], 1),
                "within bounds": "yes" if after["success"] >= game.least else "NO"}  # fmt: skip
         rows.append(shown(row))
     return rows

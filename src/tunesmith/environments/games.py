@@ -63,11 +63,12 @@ def frozen_lake(map: str = "4x4", slippery: bool = False, steps: int = 20) -> Sp
     return Spoken(env, lambda s: f"row {s // side} column {s % side}", word(("left", "down", "right", "up")))
 
 
-def taxi(steps: int = 30, guided: bool = False) -> Spoken:
+def taxi(steps: int = 30, guided: float = 0.0) -> Spoken:
     """Fetch a passenger and bring him where he wants: seen `taxi 0 3 from red to blue`, said south, north, east, west, pick or drop.
 
-    Rewards are Gymnasium's, a twentieth of them, so that a good ride is worth about 1: -1 a step, -10 for a wrong pick or drop, 20 at the goal. `guided` adds 2 for
-    each step nearer to the goal and takes 2 for each one away: by chance nobody arrives within 30 turns.
+    Rewards are Gymnasium's, a twentieth of them, so that a good ride is worth about 1: -1 a step, -10 for a wrong pick or drop, 20 at the goal. `guided` adds so much for
+    each step nearer to the goal and takes it for each one away: by chance nobody arrives within 30 turns. With 10, a right pick pays what a wrong one costs; with much less
+    the policy unlearns to pick before it has learnt where.
     """
     env = gymnasium().make("Taxi-v4" if "Taxi-v4" in gymnasium().registry else "Taxi-v3", max_episode_steps=steps)
     places = ("red", "green", "yellow", "blue")
@@ -76,7 +77,7 @@ def taxi(steps: int = 30, guided: bool = False) -> Spoken:
         row, column, passenger, goal = env.unwrapped.decode(state)
         return f"taxi {row} {column} " + ("passenger in" if passenger == 4 else f"from {places[passenger]}") + f" to {places[goal]}"
 
-    world = Guided(env, 2.0, steps_to_go(env.unwrapped.P)) if guided else env
+    world = Guided(env, guided, steps_to_go(env.unwrapped.P)) if guided else env
     return Spoken(Scaled(world, 1 / 20), show, word(("south", "north", "east", "west", "pick", "drop")), lost=-0.05)
 
 
