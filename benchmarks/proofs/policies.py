@@ -23,6 +23,8 @@ from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
 from tunesmith.train import run
 
+NEAR = {"epochs": 4, "minibatches": 2, "discount": 0.99, "value_weight": 0.5, "beta": 0.01}  # random play is the reference: what holds to it goes on to explore
+
 
 @dataclass(frozen=True)
 class Game:
@@ -41,7 +43,7 @@ class Game:
     lesson: int = 16
     width: int = 64
     spaces: bool = False
-    objective: dict[str, Any] = field(default_factory=lambda: {"epochs": 4, "minibatches": 1, "discount": 0.99, "value_weight": 0.5})
+    objective: dict[str, Any] = field(default_factory=lambda: NEAR)
 
 
 def one_of(*words: str) -> Callable[[str, random.Random], str]:
@@ -61,13 +63,14 @@ def at_the_desk(seen: str, dice: random.Random) -> str:
     return "What is your order number?" if dice.random() < 0.3 else "It leaves today."
 
 
-NEAR = {"epochs": 4, "minibatches": 2, "discount": 0.99, "value_weight": 0.5, "beta": 0.02}  # random play is the reference: what holds to it goes on to explore
-BOARD = {"turns": 5, "steps": 2400, "batch": 128, "rate": 1e-3, "plays": 4000, "taught": 1000, "lesson": 32, "objective": NEAR}
+BOARD = {"turns": 5, "steps": 2400, "batch": 128, "plays": 4000, "taught": 1000, "lesson": 32, "objective": NEAR | {"beta": 0.02}}
+RIDE = ("south", "north", "east", "west", "pick", "drop")
+STEPWISE = NEAR | {"discount": 0.7}  # guided, each step is paid for itself
 GAMES = {
-    "frozenlake": Game("frozenlake", one_of("left", "down", "right", "up"), 0.9, batch=96, steps=280, rate=2e-3, plays=200, taught=100),
+    "frozenlake": Game("frozenlake", one_of("left", "down", "right", "up"), 0.9, steps=400, plays=200, taught=100),
     "tictactoe": Game("tictactoe", free_cell, 0.9, **BOARD),
-    "desk": Game({"kind": "desk", "language": "en"}, at_the_desk, 0.9, length=24, turns=3, steps=120, rate=3e-4, plays=800, taught=500, spaces=True),
-    "taxi": Game("taxi", one_of("south", "north", "east", "west", "pick", "drop"), 0.5, turns=30, steps=800, batch=128, rate=2e-3),
+    "desk": Game({"kind": "desk", "language": "en"}, at_the_desk, 0.9, length=24, turns=3, plays=800, taught=500, spaces=True),
+    "taxi": Game({"kind": "taxi", "guided": 10}, one_of(*RIDE), 0.9, turns=30, steps=800, batch=32, taught=400, objective=STEPWISE),
     "tictactoe-perfect": Game({"kind": "tictactoe", "opponent": "perfect"}, free_cell, 0.9, **BOARD | {"steps": 1600}),
 }
 
