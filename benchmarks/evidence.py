@@ -1,6 +1,7 @@
 """What `recommend` knows: eight methods and the zero-cost baselines, compared on real sets at several numbers of training rows.
 
     TUNESMITH_DATA=... python benchmarks/evidence.py --sizes 8-per-class,1000,full --out src/tunesmith/data/evidence.jsonl
+    python benchmarks/evidence.py --figures                      what docs/guide.md says of the eight, from the rows that ship
 
 One line an arm. Cells that the file has are not measured again, so it can be stopped and taken up at any time. Every cell is one
 `compare` on MiniLM: batches of 32, three epochs but at least 100 steps, each method at its own default rate; the rows are drawn by the
@@ -15,15 +16,17 @@ import json
 import math
 import os
 import random
+import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tunesmith.advice.evidence import Cell, cells_of, rows_of
 from tunesmith.advice.shape import shape_of
 from tunesmith.advice.skill import skill_of
 from tunesmith.comparison.arms import EIGHT
@@ -94,12 +97,16 @@ TAGGED = {
 
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--out", type=Path, required=True)
+    args.add_argument("--out", type=Path, default=Path("evidence.jsonl"))
+    args.add_argument("--figures", action="store_true")
     args.add_argument("--sizes", default="8-per-class,1000,4000,full")
     args.add_argument("--sets", default="")
     args.add_argument("--seeds", default="0")
     args.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = args.parse_args()
+    if options.figures:
+        print(figures(cells_of(rows_of())))
+        return
     torch.set_num_threads(options.threads)
     root = Path(os.environ["TUNESMITH_DATA"])
     names = options.sets.split(",") if options.sets else [*sets(root), *TAGGED, "desk"]
@@ -165,6 +172,23 @@ def drawn(root: Path, name: str, size: str, seed: int, work: Path) -> tuple[str,
     for part, rows in (("train", learn), ("eval", judged)):
         (work / f"{part}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return "classify", {"train": str(work / "train.jsonl"), "eval": str(work / "eval.jsonl")}
+
+
+def figures(cells: Sequence[Cell]) -> str:
+    """Of each method: how far it lay below the best of the eight, in points, where it was first, and what it forgot, in nats; means over cells."""
+    sizes = {
+        "all": cells,
+        "eight a label": [c for c in cells if c.name.endswith("per class")],
+        "1,000 rows": [c for c in cells if c.name.endswith(", 1,000 rows")],
+    }
+    sizes["more"] = [c for c in cells if c.shape.rows > 1000 and not c.name.endswith("per class")]
+    best = {c.name: max(c.values[m] for m in EIGHT) for c in cells}
+    lines = ["| method | " + " | ".join(f"{size} ({len(of)})" for size, of in sizes.items()) + " | first | forgot |", "|---" * 7 + "|"]
+    for method in EIGHT:
+        below = [f"{100 * statistics.fmean(best[c.name] - c.values[method] for c in of):.1f}" for of in sizes.values()]
+        first = sum(c.values[method] == best[c.name] for c in cells)
+        lines.append(f"| {method} | {' | '.join(below)} | {first} | {statistics.fmean(c.forgot[method] for c in cells if method in c.forgot):+.2f} |")
+    return "\n".join(lines)
 
 
 def per_class(rows: Rows, k: int) -> Rows:

@@ -313,15 +313,21 @@ def test_a_gap_is_a_share_of_what_was_to_gain():
     assert forgetting("classify", SHAPE, ["full"], [c]) == {"full": 1.0}
 
 
-def test_regret_leaves_the_judged_set_out():
-    """Of two sets with opposite winners, each speaks for the wrong method on the other."""
-    rows = [
-        {"set": name, "size": "100", "seed": 0, "task": "classify", "metric": "accuracy", "rows": 100, "labels": 2, "rarest": 50, "tokens": 20.0, "longest": 40}
-        | {"arm": arm, "value": value, "forgot": None}
-        for name, values in (("a", {"full": 0.9, "lora": 0.7}), ("b", {"full": 0.7, "lora": 0.9}))
-        for arm, value in values.items()
+def measured(**best: str) -> list[dict]:
+    """Rows of sets (`_` for `-`), of each of which one of two methods is 0.2 better."""
+    shape = {"size": "100", "seed": 0, "task": "classify", "metric": "accuracy", "rows": 100, "labels": 2, "rarest": 50, "tokens": 20.0, "longest": 40}
+    arms = lambda first: {m: 0.9 if m == first else 0.7 for m in ("full", "lora")}
+    return [
+        {"set": name.replace("_", "-"), **shape, "arm": arm, "value": value, "forgot": None}
+        for name, first in best.items()
+        for arm, value in arms(first).items()
     ]
-    assert regret(rows) == {"recommend": 0.2, "always full": 0.1, "always lora": 0.1, "cells": 2}
+
+
+def test_regret_leaves_the_judged_set_out():
+    """Of two sets with opposite winners, each speaks for the wrong method on the other; so it is where a third has other labels of the same texts."""
+    assert regret(measured(a="full", b="lora")) == {"recommend": 0.2, "always full": 0.1, "always lora": 0.1, "cells": 2}
+    assert regret(measured(trec="full", trec_fine="full", b="lora"))["recommend"] == 0.2
 
 
 def test_the_evidence_that_ships_is_whole():

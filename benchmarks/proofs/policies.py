@@ -65,12 +65,12 @@ def at_the_desk(seen: str, dice: random.Random) -> str:
 
 BOARD = {"turns": 5, "steps": 2400, "batch": 128, "plays": 4000, "taught": 1000, "lesson": 32, "objective": NEAR | {"beta": 0.02}}
 RIDE = ("south", "north", "east", "west", "pick", "drop")
-STEPWISE = NEAR | {"discount": 0.7}  # guided, each step is paid for itself
+STEPWISE = NEAR | {"discount": 0.7, "value_weight": 0.1, "beta": 0.03}  # guided, each step is paid for itself, and all are worth more
 GAMES = {
     "frozenlake": Game("frozenlake", one_of("left", "down", "right", "up"), 0.9, steps=400, plays=200, taught=100),
     "tictactoe": Game("tictactoe", free_cell, 0.9, **BOARD),
     "desk": Game({"kind": "desk", "language": "en"}, at_the_desk, 0.9, length=24, turns=3, plays=800, taught=500, spaces=True),
-    "taxi": Game({"kind": "taxi", "guided": 10}, one_of(*RIDE), 0.9, turns=30, steps=800, batch=32, taught=400, objective=STEPWISE),
+    "taxi": Game({"kind": "taxi", "guided": 30}, one_of(*RIDE), 0.9, turns=30, steps=800, batch=32, taught=400, objective=STEPWISE),
     "tictactoe-perfect": Game({"kind": "tictactoe", "opponent": "perfect"}, free_cell, 0.9, **BOARD | {"steps": 1600}),
 }
 

@@ -61,7 +61,7 @@ class Size:
 
 SIZES = {
     "desk-lm": Size(256, 5, 512, 4, 2, (1500, 2600, 600), (3e-3, 2e-3, 1e-3)),
-    "desk-lm-teacher": Size(512, 7, 1024, 8, 4, (1500, 2600, 600), (1.5e-3, 1e-3, 5e-4)),
+    "desk-lm-teacher": Size(384, 6, 768, 6, 3, (1500, 2600, 600), (2e-3, 1.3e-3, 7e-4)),
 }
 VOCABULARY = 6144
 STAGES = ("read", "answer", "reply")

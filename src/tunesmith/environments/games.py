@@ -67,8 +67,8 @@ def taxi(steps: int = 30, guided: float = 0.0) -> Spoken:
     """Fetch a passenger and bring him where he wants: seen `taxi 0 3 from red to blue`, said south, north, east, west, pick or drop.
 
     Rewards are Gymnasium's, a twentieth of them, so that a good ride is worth about 1: -1 a step, -10 for a wrong pick or drop, 20 at the goal. `guided` adds so much for
-    each step nearer to the goal and takes it for each one away: by chance nobody arrives within 30 turns. With 10, a right pick pays what a wrong one costs; with much less
-    the policy unlearns to pick before it has learnt where.
+    each step nearer to the goal and takes it for each one away: by chance nobody arrives within 30 turns. Where that is worth less than a wrong pick costs, the policy
+    unlearns to pick before it has learnt where: 30 is a good worth.
     """
     env = gymnasium().make("Taxi-v4" if "Taxi-v4" in gymnasium().registry else "Taxi-v3", max_episode_steps=steps)
     places = ("red", "green", "yellow", "blue")
