@@ -37,7 +37,7 @@ def together(recipes: Mapping[str, Recipe], rows: Mapping[str, Rows], scenario: 
     """The parts, and what they are together: where they share a head, all their rows, in their order; else the first stands for them."""
     own = {name: task_of(one.task, rows[name].examples["train"], one.data.multi_label) for name, one in recipes.items()}
     first, one = next(iter(recipes.items()))
-    if scenario == "task" or not any(task.labels for task in own.values()):
+    if scenario == "task" or not any(task.outputs for task in own.values()):
         keys = keys_of(own)
         keyed = {name: replace(task, head=keys[name] if task.outputs else "") for name, task in own.items()}
         parts = {name: made_of(recipes[name], rows[name], task) for name, task in keyed.items()}

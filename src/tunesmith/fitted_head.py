@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .comparison.logistic import fitted
 from .core import Listener, Run, Stage
+from .networks.heads import Head
 from .networks.transformer import Transformer
 from .parallel import told
 
@@ -43,10 +44,9 @@ class FittedHead(Listener):
     def fit(self, net: Any, done: int) -> None:
         """All processes have the head that the first has found."""
         x, y = embeddings(net, self.source)
-        head: nn.Linear = net.heads[self.task][-1]
-        weight, bias = told(lambda: regression(x.numpy(), y.numpy(), head.out_features))
-        head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(bias))
+        head: Head = net.heads[self.task]
+        weight, bias = told(lambda: regression(x.numpy(), y.numpy(), head[-1].out_features))
+        head.say(torch.from_numpy(weight), torch.from_numpy(bias))
         self.done = done
 
 

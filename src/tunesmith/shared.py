@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -26,7 +28,9 @@ def device_of(recipe: Recipe) -> torch.device:
 
 
 def head_spec(recipe: Recipe, data: Dataset) -> HeadSpec:
-    return HeadSpec(data.task.outputs, recipe.head.kind, recipe.head.hidden, recipe.head.dropout, usual(data))
+    """What begins by the answers begins by those of the first part: later ones may come to a run that was over."""
+    h, first = recipe.head, next(iter(data.each.values()))
+    return HeadSpec(data.task.outputs, h.kind, h.hidden, h.dropout, usual(first), *unit(first))
 
 
 def usual(data: Dataset) -> float | None:
@@ -36,6 +40,12 @@ def usual(data: Dataset) -> float | None:
     known = set(data.task.labels)
     tags = [t for e in data.train.examples for t in e.tags if t in known]  # type: ignore[union-attr]
     return tags.count("O") / len(tags) if tags else None
+
+
+def unit(data: Dataset) -> tuple[float, float]:
+    """Of the numbers to learn, the mean and the standard deviation; (0, 1) where there are none."""
+    scores = [e.score for e in data.train.examples if math.isfinite(e.score)] if data.task.kind == "score" else []  # type: ignore[union-attr]
+    return (statistics.fmean(scores), statistics.pstdev(scores) or 1.0) if scores else (0.0, 1.0)
 
 
 def add_heads(net: Transformer, recipe: Recipe, data: Dataset) -> None:

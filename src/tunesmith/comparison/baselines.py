@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..checkpoint import write_file
 from ..dataset import Dataset, Part
@@ -166,11 +165,12 @@ def linear_heads(recipe: Recipe, data: Dataset, shared: Shared, reporter: Report
         began = time.perf_counter()
         x, y = states(job)
         reading = time.perf_counter() - began
+        head: Any = net.heads[data.task.key]
         kind, outputs = data.task.kind, data.task.outputs
         fits: dict[str, Fit] = {"majority": majority(kind), "nearest centroid": centroid, "linear probe": probe(kind)}
         for name in names:
             began = time.perf_counter()
-            write_head(job, *fits[name](x, y, outputs))
+            head.say(*map(torch.from_numpy, fits[name](x, y, outputs)))
             seconds = time.perf_counter() - began + (0 if name == "majority" else reading)
             trained = 0 if name == "majority" else outputs * (x.shape[1] + 1)
             yield told(name, job, job.probe.ask(net), seconds, trained, parts)  # type: ignore[union-attr]
@@ -194,13 +194,6 @@ def states(job: Job) -> tuple[np.ndarray, np.ndarray]:
     x, y = torch.cat(xs), torch.cat(ys)
     chosen = torch.linspace(0, len(x) - 1, min(len(x), UNITS)).long()
     return x[chosen].double().numpy(), y[chosen].numpy()
-
-
-@torch.no_grad()
-def write_head(job: Job, weight: np.ndarray, bias: np.ndarray) -> None:
-    linear = [m for m in job.net.heads[job.data.task.key].modules() if isinstance(m, nn.Linear)][-1]
-    linear.weight.copy_(torch.from_numpy(weight))
-    linear.bias.copy_(torch.from_numpy(bias))
 
 
 def told(

@@ -46,6 +46,8 @@ class Head(nn.Sequential):
     open    so many of the classes are known yet, and no others are given or learnt; None: all
     usual   share of the answers that class 0 is. The head begins by saying so, all others alike: else the first steps teach nothing but that, they teach
             it to the whole trunk, and a trunk that moves fast says it for good (after Lin et al. 2017, section 3.3, who have it for a binary answer)
+    centre  mean of the answers, where they are numbers, and `spread`, their standard deviation: the head says centre + spread x what its layers say. So it begins near
+            the mean, and stars and per cent are learnt at one rate
     """
 
     open: int | None = None
@@ -59,6 +61,8 @@ class Head(nn.Sequential):
         hidden: int | None = None,
         dropout: float = 0.1,
         usual: float | None = None,
+        centre: float = 0.0,
+        spread: float = 1.0,
     ):
         inner = [nn.Linear(width, hidden or width), nn.Tanh(), nn.Dropout(dropout)] if kind == "mlp" else []
         super().__init__(nn.Dropout(dropout), *inner, nn.Linear(hidden or width if inner else width, classes))
@@ -69,7 +73,14 @@ class Head(nn.Sequential):
         if usual is not None:
             share = min(max(usual, 0.01), 0.99)
             self[-1].bias.data[0] = math.log(share * (classes - 1) / (1 - share))  # type: ignore[index,union-attr]
+        self.centre, self.spread = centre, spread
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())[..., : self.open]
+            return self.centre + self.spread * super().forward(x.float())[..., : self.open]
+
+    @torch.no_grad()
+    def say(self, weight: Tensor, bias: Tensor) -> None:
+        """From now on its last layer is this line, (C, D) and (C,), in the answers' own unit."""
+        self[-1].weight.copy_(weight / self.spread)  # type: ignore[operator,union-attr]
+        self[-1].bias.copy_((bias - self.centre) / self.spread)  # type: ignore[operator,union-attr]

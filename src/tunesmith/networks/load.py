@@ -37,6 +37,8 @@ class HeadSpec:
     hidden: int | None = None
     dropout: float = 0.1
     usual: float | None = None
+    centre: float = 0.0
+    spread: float = 1.0
 
 
 def load_tokenizer(source: Origin) -> hf.PreTrainedTokenizerBase:
