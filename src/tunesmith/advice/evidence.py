@@ -18,7 +18,7 @@ from typing import Any
 
 from .shape import Shape
 
-REACH = 1.75  # at this distance a case counts e^-1/2 as much as one that is the same (docs/LOG.md: what the regret is around it)
+REACH = 1.5  # at this distance a case counts e^-1/2 as much as one that is the same (docs/LOG.md: what the regret is around it)
 ROOM = 0.1  # what there is to gain is at least so much: where nothing was learnt, methods differ by noise
 PRIOR = 0.5  # cases' worth of "all methods are equal": what few or far cases are drawn towards
 SCALES = {"rows": 1.5, "each": 1.5, "labels": 1.5, "tokens": 1.0, "skill": 0.25}  # what counts as one step away; of counts, natural logarithms
