@@ -44,7 +44,8 @@ def usual(data: Dataset) -> float | None:
 
 def unit(data: Dataset) -> tuple[float, float]:
     """Of the numbers to learn, the mean and the standard deviation; (0, 1) where there are none."""
-    scores = [e.score for e in data.train.examples if math.isfinite(e.score)] if data.task.kind == "score" else []  # type: ignore[union-attr]
+    found = data.train.examples if data.task.kind == "score" else ()
+    scores: list[float] = [e.score for e in found if math.isfinite(e.score)]  # type: ignore[union-attr,arg-type,misc]
     return (statistics.fmean(scores), statistics.pstdev(scores) or 1.0) if scores else (0.0, 1.0)
 
 

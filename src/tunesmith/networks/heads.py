@@ -73,7 +73,7 @@ class Head(nn.Sequential):
         if usual is not None:
             share = min(max(usual, 0.01), 0.99)
             self[-1].bias.data[0] = math.log(share * (classes - 1) / (1 - share))  # type: ignore[index,union-attr]
-        self.centre, self.spread = centre, spread
+        self.classes, self.centre, self.spread = classes, centre, spread
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         with torch.autocast(x.device.type, enabled=False):
