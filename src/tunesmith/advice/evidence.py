@@ -22,10 +22,10 @@ REACH = 1.5  # at this distance a case counts e^-1/2 as much as one that is the 
 ROOM = 0.1  # what there is to gain is at least so much: where nothing was learnt, methods differ by noise
 PRIOR = 0.5  # cases' worth of "all methods are equal": what few or far cases are drawn towards
 SCALES = {"rows": 1.5, "each": 1.5, "labels": 1.5, "tokens": 1.0, "skill": 0.25}  # what counts as one step away; of counts, natural logarithms
-AKIN = 1.5  # steps between classes and tags (docs/LOG.md)
+AKIN = 1.5  # steps between classes and tags (docs/LOG.md), and from classes to numbers, of which nothing was measured
 CLASSES = {"classify": 0.0, "tag": AKIN}
 SPEAKS = {  # of a task: those whose measured cases speak of it, and how far they are; 0: its own
-    "classify": CLASSES, "score": CLASSES, "several": CLASSES, "tag": {"tag": 0.0, "classify": AKIN}, "generate": {"generate": 0.0}, "embed": {"embed": 0.0},
+    "classify": CLASSES, "score": {"classify": AKIN}, "several": CLASSES, "tag": {"tag": 0.0, "classify": AKIN}, "generate": {"generate": 0.0}, "embed": {"embed": 0.0},
 }  # fmt: skip
 
 
