@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.advice.evidence import Cell, cells_of, rows_of
+from tunesmith.advice.evidence import cells_of, losses, rows_of
 from tunesmith.advice.shape import shape_of
 from tunesmith.advice.skill import skill_of
 from tunesmith.comparison.arms import EIGHT
@@ -105,7 +105,7 @@ def main() -> None:
     args.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = args.parse_args()
     if options.figures:
-        print(figures(cells_of(rows_of())))
+        print(figures(rows_of()))
         return
     torch.set_num_threads(options.threads)
     root = Path(os.environ["TUNESMITH_DATA"])
@@ -174,20 +174,19 @@ def drawn(root: Path, name: str, size: str, seed: int, work: Path) -> tuple[str,
     return "classify", {"train": str(work / "train.jsonl"), "eval": str(work / "eval.jsonl")}
 
 
-def figures(cells: Sequence[Cell]) -> str:
+def figures(rows: Sequence[Mapping[str, Any]]) -> str:
     """Of each method: how far it lay below the best of the eight, in points, where it was first, and what it forgot, in nats; means over cells."""
-    sizes = {
-        "all": cells,
-        "eight a label": [c for c in cells if c.name.endswith("per class")],
-        "1,000 rows": [c for c in cells if c.name.endswith(", 1,000 rows")],
-    }
-    sizes["more"] = [c for c in cells if c.shape.rows > 1000 and not c.name.endswith("per class")]
-    best = {c.name: max(c.values[m] for m in EIGHT) for c in cells}
+    cells, lost = cells_of(rows), losses(rows)
+    few = [c for c in cells if c.name.endswith("per class")]
+    thousand = [c for c in cells if c.name.endswith(", 1,000 rows")]
+    more = [c for c in cells if c not in few and c.shape.rows > 1000]
+    sizes = {"all": cells, "eight a label": few, "1,000 rows": thousand, "more": more}
     lines = ["| method | " + " | ".join(f"{size} ({len(of)})" for size, of in sizes.items()) + " | first | forgot |", "|---" * 7 + "|"]
     for method in EIGHT:
-        below = [f"{100 * statistics.fmean(best[c.name] - c.values[method] for c in of):.1f}" for of in sizes.values()]
-        first = sum(c.values[method] == best[c.name] for c in cells)
-        lines.append(f"| {method} | {' | '.join(below)} | {first} | {statistics.fmean(c.forgot[method] for c in cells if method in c.forgot):+.2f} |")
+        below = {c.name: lost[c.name][f"always {method}"] for c in cells}
+        points = " | ".join(f"{100 * statistics.fmean(below[c.name] for c in of):.1f}" for of in sizes.values())
+        forgot = statistics.fmean(c.forgot[method] for c in cells if method in c.forgot)
+        lines.append(f"| {method} | {points} | {list(below.values()).count(0.0)} | {forgot:+.2f} |")
     return "\n".join(lines)
 
 

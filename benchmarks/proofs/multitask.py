@@ -5,7 +5,7 @@
 trec     TREC's 50 fine question types from at most four labels each (200 rows), beside its six coarse ones from all 5,452; MiniLM, the last three blocks
 clinc    CLINC150's 150 intents from five labels each, beside its ten domains from all 15,000; MiniLM's first block alone, all of it trained
 unread   the same intents and domains; a BERT of two blocks of 128 that has read nothing yet
-units    TREC's coarse types from 1,000 rows, beside the similarity of 5,749 pairs of sentences in per cent, whose squared error begins a thousand times larger; MiniLM
+units    TREC's coarse types from 1,000 rows, beside the similarity of 5,749 pairs of sentences in per cent, whose squared error begins five hundred times larger; MiniLM, LoRA
 arms     the first task alone (lower bound); both; both with the second's labels dealt anew by chance (negative control); both under each `update`; the first
          from all labels (upper bound). Every step holds 32 rows of a task; every arm takes the same number of steps at one rate.
 

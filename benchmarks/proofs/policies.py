@@ -28,7 +28,7 @@ NEAR = {"epochs": 4, "minibatches": 2, "discount": 0.99, "value_weight": 0.5, "b
 
 @dataclass(frozen=True)
 class Game:
-    """`said(seen, dice)` is what random play says; `least`: the success that counts as learnt."""
+    """`said(seen, dice)` is what random play says; `least`: the success that counts as learnt. The beginner sees `plays` random games in `taught` steps of `lesson`."""
 
     environment: Any
     said: Callable[[str, random.Random], str]
@@ -80,10 +80,12 @@ def beginner(name: str, game: Game, work: Path, threads: int) -> tuple[Path, flo
     folder = work / f"{name}-beginner"
     make = environment(game.environment)
     plays = [list(played(game, make(), seed)) for seed in range(10_000_000, 10_000_000 + game.plays)]
+    games = written(work / f"{name}.jsonl", ({"messages": p} for p in plays))
     texts = [m["content"] for p in plays for m in p]
     blank(folder, texts, game.width, game.spaces)
     made = {
-        "model": str(folder), "task": "generate", "data": {"train": written(work / f"{name}.jsonl", ({"messages": p} for p in plays)), "learn_prompt": True}, "method": "full", "budget": {"steps": game.taught}, "update": {"batch": game.lesson, "rate": 3e-3},
+        "model": str(folder), "task": "generate", "data": {"train": games, "learn_prompt": True}, "method": "full", "budget": {"steps": game.taught},
+        "update": {"batch": game.lesson, "rate": 3e-3},
         "out": str(work / f"{name}-taught"), "dtype": "fp32", "kernel": "matmul", "threads": threads,
     }  # fmt: skip
     result = run(recipe(made), Reporter(quiet=True), fresh=True)
