@@ -128,7 +128,8 @@ class Clock:
 def our_network(spec: Spec):
     """The network with its head and the method attached."""
     from tunesmith.methods import METHODS
-    from tunesmith.networks.load import HeadSpec, add_head, load_network, load_tokenizer, origin
+    from tunesmith.networks.heads import HeadSpec
+    from tunesmith.networks.load import add_head, load_network, load_tokenizer, origin
 
     source = origin(spec.model)
     net = load_network(source, generates=False, tokenizer=load_tokenizer(source), dropout=spec.dropout)

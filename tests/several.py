@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tiny import CLASSES, network, rows
 from tunesmith.core import Batch, Delta, Listener, Method, Network, Objective, Run, Stage
 from tunesmith.methods import LoRA
-from tunesmith.networks.load import HeadSpec, add_head
+from tunesmith.networks.heads import HeadSpec
+from tunesmith.networks.load import add_head
 from tunesmith.networks.transformer import Transformer
 from tunesmith.objectives import Supervised
 from tunesmith.objectives.together import Together

@@ -13,7 +13,7 @@ from torch import nn
 import shop
 from tunesmith.artifact import load
 from tunesmith.dataset import read_data
-from tunesmith.networks.heads import Head
+from tunesmith.networks.heads import Head, HeadSpec
 from tunesmith.predicting import outputs
 from tunesmith.recipe import recipe
 from tunesmith.shared import Shared, unit, usual
@@ -80,7 +80,7 @@ def test_other_heads_begin_with_nothing(work: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_it_never_begins_sure(share: float) -> None:
-    first = Head(4, 3, usual=share)[-1].bias.softmax(0)[0].item()
+    first = Head(4, HeadSpec(3, usual=share))[-1].bias.softmax(0)[0].item()
     assert first == pytest.approx(min(max(share, 0.01), 0.99))
 
 
@@ -125,7 +125,7 @@ def test_stars_and_per_cent_are_learnt_alike(work: Path, tmp_path: Path, method:
 
 
 def test_a_line_in_the_answers_own_unit() -> None:
-    head, x = Head(4, 1, dropout=0.0, centre=50.0, spread=30.0), torch.randn(6, 4)
+    head, x = Head(4, HeadSpec(1, dropout=0.0, centre=50.0, spread=30.0)), torch.randn(6, 4)
     weight, bias = torch.randn(1, 4, dtype=torch.float64), torch.tensor([70.0], dtype=torch.float64)
     head.say(weight, bias)
     torch.testing.assert_close(head(x), (x.double() @ weight.T + bias).float())

@@ -19,7 +19,8 @@ from tunesmith.core import Batch, Method, Ragged
 from tunesmith.errors import Refusal
 from tunesmith.methods import Adapter, BitFit, Full, Head, Layers, LoRA, Peft, Prefix, Prompt
 from tunesmith.methods.linear import features, quantised, weight_of
-from tunesmith.networks.load import HeadSpec, Origin, add_head, load_network
+from tunesmith.networks.heads import HeadSpec
+from tunesmith.networks.load import Origin, add_head, load_network
 from tunesmith.networks.transformer import Transformer
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install 'tunesmith[quant]'")

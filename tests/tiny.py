@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tunesmith.core import Batch, Ragged
 from tunesmith.networks import attention
-from tunesmith.networks.heads import Pool
-from tunesmith.networks.load import HeadSpec, add_head, attention_for, look_over
+from tunesmith.networks.heads import HeadSpec, Pool
+from tunesmith.networks.load import add_head, attention_for, look_over
 from tunesmith.networks.transformer import Transformer
 
 VOCABULARY, CLASSES, WINDOW = 97, 3, 8

@@ -25,7 +25,8 @@ from .errors import Refusal, Storage
 from .methods import METHODS
 from .methods.finished import artifact_of
 from .networks.decode import Sampling
-from .networks.load import HeadSpec, Origin, add_head, load_network, load_tokenizer, origin
+from .networks.heads import HeadSpec
+from .networks.load import Origin, add_head, load_network, load_tokenizer, origin
 from .networks.precision import DTYPES
 from .networks.transformer import Transformer
 from .objectives import OBJECTIVES

@@ -45,7 +45,7 @@ class FittedHead(Listener):
         """All processes have the head that the first has found."""
         x, y = embeddings(net, self.source)
         head: Head = net.heads[self.task]
-        weight, bias = told(lambda: regression(x.numpy(), y.numpy(), head.classes))
+        weight, bias = told(lambda: regression(x.numpy(), y.numpy(), head.spec.classes))
         head.say(torch.from_numpy(weight), torch.from_numpy(bias))
         self.done = done
 

@@ -15,11 +15,12 @@ from .evaluate.several import matrix_of, remembered
 from .job import Job
 from .judging import references
 from .listeners import Clock, Conflicts, Evaluate
+from .networks.transformer import Transformer
 from .prompting.asking import final
 from .recipe import Recipe
-from .shared import head_spec
 from .sources.streams import InTurn
 from .sources.text.encode import Reader
+from .sources.text.task import Task
 
 READS = ("max_length", "types", "seq2seq", "template", "learn_prompt", "prompts")  # of a Reader, besides its tokenizer
 SHOWN = 400  # characters of a row in predictions.jsonl
@@ -54,12 +55,12 @@ def description(job: Job) -> Description:
         asdict(r.model),
         asdict(job.data.task),
         method,
-        head_of(r, job.data),
+        head_of(job.net, job.data.task),
         job.net.pool,
         read_by(reader),
         job.choice.dtype,
         job.choice.kernel,
-        tasks={name: asked_of(r.each().get(name, r), one) for name, one in job.data.each.items()} if several else {},
+        tasks={name: asked_of(job.net, r.each().get(name, r), one) for name, one in job.data.each.items()} if several else {},
         objective=dict(r.objective) if reader.wording and not several else {},
     )
 
@@ -75,15 +76,15 @@ def read_by(reader: Reader) -> dict[str, Any]:
     return texts | ({"masked": reader.masked, "wording": reader.wording.plain()} if reader.wording else {})
 
 
-def head_of(recipe: Recipe, data: Dataset) -> dict[str, Any]:
-    """A head, as the artifact names it; how many classes it has is known from its task."""
-    return {k: v for k, v in asdict(head_spec(recipe, data)).items() if k != "classes"}
+def head_of(net: Transformer, task: Task) -> dict[str, Any]:
+    """What a head was made by, as the artifact names it; how many classes it has is known from its task."""
+    return {k: v for k, v in asdict(net.heads[task.key].spec).items() if k != "classes"} if task.key in net.heads else {}
 
 
-def asked_of(recipe: Recipe, data: Dataset) -> dict[str, Any]:
+def asked_of(net: Transformer, recipe: Recipe, data: Dataset) -> dict[str, Any]:
     """One of several tasks, as the artifact names it: what is asked, its head, how its texts are read, and by what it is answered in words."""
     words = {"objective": dict(recipe.objective)} if data.reader.wording else {}
-    return {"task": asdict(data.task), "head": head_of(recipe, data), "reader": read_by(data.reader), **words}
+    return {"task": asdict(data.task), "head": head_of(net, data.task), "reader": read_by(data.reader), **words}
 
 
 def sequence(job: Job, watch: Evaluate | None, after: Outcome | None) -> dict[str, Any]:

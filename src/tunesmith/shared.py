@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .curriculum import read_all
 from .dataset import Dataset
-from .networks.load import HeadSpec, add_head, load_network
+from .networks.heads import HeadSpec
+from .networks.load import add_head, load_network
 from .networks.transformer import Transformer
 from .objectives import OBJECTIVES
 from .recipe import Recipe

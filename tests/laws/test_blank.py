@@ -13,7 +13,8 @@ from tunesmith.core import Delta
 from tunesmith.errors import Refusal
 from tunesmith.methods import Adapter, BitFit, Full, Head, Layers, LoRA, Prefix, Prompt
 from tunesmith.networks.blank import blank_network
-from tunesmith.networks.load import HeadSpec, Origin, add_head
+from tunesmith.networks.heads import HeadSpec
+from tunesmith.networks.load import Origin, add_head
 from tunesmith.networks.transformer import Transformer
 
 METHODS = {

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..core import Delta, Method
 from ..networks.blank import blank_network
-from ..networks.load import HeadSpec, Origin, add_head
+from ..networks.heads import HeadSpec
+from ..networks.load import Origin, add_head
 from ..networks.transformer import Transformer
 
 ATTENTION, FORWARD = ("query", "key", "value", "out"), ("gate", "up", "down")

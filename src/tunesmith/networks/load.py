@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 import transformers as hf
@@ -17,7 +17,7 @@ from .attention import NAME, Room, Seat
 from .dropout import quicken
 from .embedded import Origin as Origin
 from .embedded import origin as origin
-from .heads import Head, Pool
+from .heads import Head, HeadSpec, Pool
 from .masked import voiced
 from .parts import anatomy
 from .quantised import configuration, own_tensors, tame
@@ -26,19 +26,6 @@ from .transformer import Transformer
 
 UNABLE = (ValueError, TypeError, RuntimeError, IndexError, AttributeError)  # how a class says that it cannot run so
 PACK_TOLERANCE = 1e-3  # of the largest state; a class that ignores the layout is off by its whole size
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """One task's head (see Head). `classes`: outputs."""
-
-    classes: int
-    kind: Literal["linear", "mlp"] = "linear"
-    hidden: int | None = None
-    dropout: float = 0.1
-    usual: float | None = None
-    centre: float = 0.0
-    spread: float = 1.0
 
 
 def load_tokenizer(source: Origin) -> hf.PreTrainedTokenizerBase:
@@ -291,6 +278,6 @@ def add_head(net: Transformer, task: str, spec: HeadSpec, seed: int) -> None:
     """A fresh head, drawn from the seed alone."""
     state: Tensor = torch.get_rng_state()
     torch.manual_seed(seed)
-    head = Head(net.anatomy.width, **asdict(spec)).train(net.training)
+    head = Head(net.anatomy.width, spec).train(net.training)
     net.heads[task] = head if net.device.type == "cpu" else head.to(net.device)  # a blank head cannot be moved, not even to where it is
     torch.set_rng_state(state)
