@@ -122,10 +122,11 @@ def main() -> None:
     parser.add_argument("--strategies", type=split, default=list(STRATEGIES))
     parser.add_argument("--scenarios", type=split, default=["class", "task"])
     parser.add_argument("--stages", type=lambda text: [int(n) for n in text.split(",")], default=[5, 10])
-    parser.add_argument("--json", type=Path, default=Path(tempfile.gettempdir()) / "continual.jsonl", help="what was found, a line a cell")
+    parser.add_argument("--json", type=Path, default=Path("runs/proofs/continual.jsonl"), help="what was found, a line a cell")
     args = parser.parse_args()
     found = dict(json.loads(line) for line in args.json.read_text().splitlines()) if args.json.exists() else {}
     shared = Shared(keeps=True)
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, args.json.open("a") as f:
         work = Path(folder)
         for part, each in (("train", 20), ("test", 4)):
