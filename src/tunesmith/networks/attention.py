@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from .kernels import KERNELS, Kernel, Rules, by_matmul, by_sdpa, varlen
-from .layout import Bucket, Gather, Layout, spread
+from .layout import Bucket, Gather, Layout, Share, spread
 from .memory import Memory
 
 NAME = "tunesmith"  # under which the functions are registered with transformers
@@ -37,7 +37,8 @@ class Room:
     prefix: Tensor | None = None
     task: str = ""
     kernel: str = "matmul"
-    heard: list[Sound] | None = None  # while somebody listens
+    heard: list[Sound] | None = None  # while somebody listens to the attention
+    watched: bool = False  # while somebody looks at what passes on the way: every row passes by itself
     memory: Memory | None = None  # while rows are written: what they have said so far; each brings one token a pass
 
     def again(self) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -52,6 +53,14 @@ class Room:
             yield
         finally:
             self.layout, self.prefix, self.task = here
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        was, self.watched = self.watched, True
+        try:
+            yield
+        finally:
+            self.watched = was
 
     def __deepcopy__(self, memo: dict) -> Room:
         """A copied network shares nothing with the last batch of the first."""
@@ -135,9 +144,12 @@ def packed(query: Tensor, key: Tensor, value: Tensor, room: Room, rules: Rules, 
     if prefix is not None:
         prefix = (prefix[0].to(dtype), prefix[1].to(dtype))
     if room.kernel == "varlen" and prefix is None and rules.softcap is None and not rules.dropout:
-        return varlen(q, k, v, lay, rules)[None]
+        whole = (q, k, v) if lay.stems is None else (Share.apply(x, lay.stems.copies) for x in (q, k, v))
+        out = varlen(*whole, lay, rules)
+        return (out if lay.stems is None else Gather.apply(out, lay.stems.kept))[None]
     if lay.order is not None:
-        q, k, v = (Gather.apply(x, lay.order) for x in (q, k, v))
+        gather = Gather if lay.stems is None else Share
+        q, k, v = (gather.apply(x, lay.order) for x in (q, k, v))
     kernel = KERNELS["matmul" if room.kernel == "varlen" else room.kernel]
     sizes = [bucket.stop - bucket.start for bucket in lay.buckets] + [lay.filler]
     *pieces, rest = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)  # split's backward is one pass, slices' would be one of all tokens each

@@ -6,6 +6,8 @@ The words come from a generator seeded by one draw of torch's own, so the mask f
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,13 @@ class WordDropout(torch.autograd.Function):
 def dropout(x: Tensor, p: float) -> Tensor:
     """Dropout in training; on an accelerator, and for tensors without values (a rehearsal), torch's own."""
     return WordDropout.apply(x, p) if x.device.type == "cpu" and type(x) is Tensor else nn.functional.dropout(x, p)  # type: ignore[return-value]
+
+
+def dropouts(config: Any) -> list[str]:
+    """The keys of a configuration that are probabilities of dropout."""
+    return [
+        key for key in config.to_dict() if key.endswith(("dropout", "dropout_prob", "_pdrop", "dropout_rate")) and isinstance(getattr(config, key, None), float)
+    ]
 
 
 def quicken(model: nn.Module) -> None:

@@ -24,7 +24,8 @@ def overheard(net: Transformer, say: Callable[[], T], batch: Batch, states: Sequ
     hooks = [net.get_submodule(net.anatomy.blocks[i]).register_forward_hook(noting(seen[i])) for i in seen]
     net.room.heard = [] if heads else None
     try:
-        said = say()
+        with net.room.watching():
+            said = say()
         sounds = net.room.heard or []
     finally:
         net.room.heard = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .stems import Stems
 
 CALL_COST = 24_000  # what a further bucket costs, in cells of a score matrix; measured, see docs/LOG.md
 
@@ -48,7 +50,8 @@ class Bucket:
 class Layout:
     """How one packed batch lies: buckets over the tokens in order of row length; `order`/`back` where rows come unsorted.
 
-    Behind the rows lie `filler` tokens of no row, which attend to nothing.
+    Behind the rows lie `filler` tokens of no row, which attend to nothing. With `stems`, tokens that several rows share lie there once: `order` names them more
+    than once, and `back` what attention made of one of them.
     """
 
     lengths: tuple[int, ...]
@@ -58,6 +61,7 @@ class Layout:
     positions: Tensor  # (1, N)
     bounds: Tensor  # (B + 1,) int32, for kernels that take cumulative lengths
     filler: int = 0
+    stems: Stems | None = None
 
 
 @lru_cache(maxsize=64)
@@ -73,6 +77,21 @@ def layout(lengths: tuple[int, ...], first_position: int, device: torch.device, 
     buckets = tuple(group(tuple(sorted(lengths)), device))
     back = None if order is None else order.argsort().to(device)
     return Layout(lengths, buckets, None if order is None else order.to(device), back, positions[None].to(device), bounds.to(device), filler)
+
+
+def shared(lay: Layout, stems: Stems, filler: int) -> Layout:
+    """The layout (without filler) of the same rows where a beginning that some have in common lies there once."""
+    behind, first = torch.arange(filler, device=stems.kept.device), lay.positions[:, :1]
+    order = stems.copies if lay.order is None else stems.copies[lay.order]
+    back = stems.kept if lay.back is None else lay.back[stems.kept]
+    return replace(
+        lay,
+        order=torch.cat([order, len(stems.kept) + behind]),
+        back=torch.cat([back, len(stems.copies) + behind]),
+        positions=torch.cat([lay.positions[:, stems.kept], first.expand(1, filler)], 1),
+        filler=filler,
+        stems=stems,
+    )
 
 
 def group(lengths: tuple[int, ...], device: torch.device) -> Iterator[Bucket]:
@@ -134,3 +153,18 @@ class Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, ctx.saved_tensors[0], grad), None
+
+
+class Share(torch.autograd.Function):
+    """Rows of x at `spots`, some of which are named more than once: their gradients add up, in fp32 or better."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, spots: Tensor) -> Tensor:
+        ctx.save_for_backward(spots)
+        ctx.size = len(x)
+        return x.index_select(0, spots)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        exact = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        return exact.new_zeros(ctx.size, *grad.shape[1:]).index_add_(0, ctx.saved_tensors[0], exact).to(grad.dtype), None

@@ -14,7 +14,7 @@ from ..errors import Refusal
 from ..hub import offline_if_unreachable
 from . import attention
 from .attention import NAME, Room, Seat
-from .dropout import quicken
+from .dropout import dropouts, quicken
 from .embedded import Origin as Origin
 from .embedded import origin as origin
 from .heads import Head, HeadSpec, Pool
@@ -108,9 +108,8 @@ def attention_for(config: hf.PretrainedConfig) -> str:
 
 def set_dropout(config: hf.PretrainedConfig, value: float) -> None:
     """Every dropout probability that the configuration names."""
-    for key in list(config.to_dict()):
-        if key.endswith(("dropout", "dropout_prob", "_pdrop", "dropout_rate")) and isinstance(getattr(config, key, None), float):
-            setattr(config, key, value)
+    for key in dropouts(config):
+        setattr(config, key, value)
 
 
 def auto_class(config: hf.PretrainedConfig, generates: bool, worded: bool = False):

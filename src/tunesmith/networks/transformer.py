@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from ..core import Anatomy, Batch, Buckets, Heard, Network, Ragged, Slot
 from .attention import Room, packed_masks
 from .buckets import bucket_logp
+from .dropout import dropouts
 from .heads import POOLS, Pool
 from .inside import overheard
-from .layout import Bucket, Gather, Layout, layout
+from .layout import Bucket, Gather, Layout, Share, layout, shared
 from .masked import before_vocabulary
+from .stems import Stems, stems
 from .targets import target_buckets, target_logp
 from .trunk import listening_at, starting_at
 from .vocabulary import label_logp, logits_of
@@ -48,6 +50,7 @@ class Transformer(Network):
         self.room = room or Room()
         self.compute = torch.float32
         self.takes = set(inspect.signature(self.trunk.forward).parameters)
+        self.dropouts = dropouts(model.config)
         self.arity = 0  # length of the tuple that a block returns
         self.skips = False  # blocks under a floor may be skipped; both are found out in networks/load.py
 
@@ -93,17 +96,38 @@ class Transformer(Network):
         return nullcontext() if self.compute is torch.float32 else torch.autocast(self.device.type, self.compute)
 
     def packed(self, batch: Batch) -> Tensor:
-        """(N, D): one forward pass over all rows laid end to end, with filler behind them."""
+        """(N, D): one forward pass over all rows laid end to end, with filler behind them; a beginning that several rows share lies there once."""
         rows, prompt = batch.ragged("ids"), self.prompt_rows()
-        wide = rows.lengths if prompt is None else tuple(n + len(prompt) for n in rows.lengths)
-        filler = self.filler(sum(wide))
-        lay = self.lay(wide, filler)
+        before = 0 if prompt is None else len(prompt)
+        wide = tuple(n + before for n in rows.lengths)
+        alike = self.stems(batch, before)
+        tokens = sum(wide) if alike is None else len(alike.kept)
+        filler = self.filler(tokens)
+        lay = self.lay(wide, filler) if alike is None else shared(self.lay(wide, 0), alike, filler)
         self.room.layout = lay
         inputs = self.inputs(batch["ids"][None], batch["types"][None] if "types" in batch else None, rows.lengths, prompt)
+        if alike is not None:
+            inputs = {name: Gather.apply(x[0], alike.kept)[None] for name, x in inputs.items()}
         inputs = {name: F.pad(x, (0, 0) * (x.dim() - 2) + (0, filler)) if filler else x for name, x in inputs.items()}
         with packed_masks(), self.from_floor(batch, lambda trunk: F.pad(trunk, (0, 0, 0, filler))[None]):
             out = self.trunk(**inputs, **self.only(position_ids=lay.positions, use_cache=False)).last_hidden_state[0]
-        return out[: sum(wide)] if prompt is None else Gather.apply(out, own_tokens(rows.lengths, len(prompt), out.device))
+        own = own_tokens(rows.lengths, before, out.device) if before else None
+        if alike is not None:
+            return Share.apply(out, alike.copies if own is None else alike.copies[own])
+        return out[:tokens] if own is None else Gather.apply(out, own)
+
+    def stems(self, batch: Batch, before: int) -> Stems | None:
+        """What its rows have in common, behind `before` rows of a prompt. Not where the dice of dropout fall for each row, nor where states are put in or looked at."""
+        alone = self.anatomy.kind != "decoder" or len(batch) == 1 or "types" in batch or "trunk" in batch
+        if alone or self.room.watched or self.room.heard is not None or (self.training and self.drops()):
+            return None
+        ids, offsets = batch.numbers("ids"), batch.ragged("ids").offsets
+        return stems([[*range(-before, 0), *ids[a:b]] for a, b in pairwise(offsets)], self.device)
+
+    def drops(self) -> bool:
+        """Whether training draws dropout anywhere in the trunk."""
+        named = {module.p for module in self.model.modules() if isinstance(getattr(module, "p", None), float)}
+        return any(named) or any(getattr(self.model.config, name) for name in self.dropouts)
 
     def filler(self, tokens: int) -> int:
         """oneDNN builds a kernel for every shape of a bf16 product, which takes longer than the product: so batches have few different lengths."""
@@ -178,7 +202,7 @@ class Transformer(Network):
         """(N, D): what enters block `floor`, to be stored; at full depth, what enters the heads."""
         if floor == self.anatomy.depth:
             return self.states(batch)
-        with listening_at(self.get_submodule(self.anatomy.blocks[floor]), stop=self.packs) as seen:
+        with self.room.watching(), listening_at(self.get_submodule(self.anatomy.blocks[floor]), stop=self.packs) as seen:
             self.states(batch)
         return Ragged(self.flat(seen, batch), batch.ragged("ids").lengths)
 
