@@ -124,12 +124,15 @@ def main() -> None:
     if args.side:
         print(side(json.loads(args.side)))
         return
+    from tunesmith.networks.load import origin
+
+    path = origin(args.model).path  # the peer knows no embedded model by its name
     print("| method | ours, completions / s | trl | ratio (median, min-max) |\n|---|---|---|---|")
     for method in args.methods.split(","):
         found: dict[str, list[float]] = {"ours": [], "trl": []}
         for _ in range(args.turns):
             for name in found:
-                spec = {k: getattr(args, k) for k in ("model", "steps", "batch", "length", "threads", "clock")}
+                spec = {k: getattr(args, k) for k in ("steps", "batch", "length", "threads", "clock")} | {"model": path}
                 found[name].append(measured({**spec, "side": name, "method": method}))
         ratios = [a / b for a, b in zip(found["ours"], found["trl"], strict=True)]
         mid = statistics.median
