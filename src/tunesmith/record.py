@@ -78,7 +78,10 @@ def read_by(reader: Reader) -> dict[str, Any]:
 
 def head_of(net: Transformer, task: Task) -> dict[str, Any]:
     """What a head was made by, as the artifact names it; how many classes it has is known from its task."""
-    return {k: v for k, v in asdict(net.heads[task.key].spec).items() if k != "classes"} if task.key in net.heads else {}
+    if task.key not in net.heads:
+        return {}
+    spec: Any = net.heads[task.key].spec
+    return {k: v for k, v in asdict(spec).items() if k != "classes"}
 
 
 def asked_of(net: Transformer, recipe: Recipe, data: Dataset) -> dict[str, Any]:

@@ -13,6 +13,10 @@ from torch import Tensor
 from tiny import DECODERS, VOCABULARY, network
 from tunesmith.core import Batch, Delta, Ragged
 from tunesmith.methods import METHODS
+from tunesmith.networks import attention
+from tunesmith.networks.attention import Room
+from tunesmith.networks.kernels import Rules
+from tunesmith.networks.layout import Layout, layout
 from tunesmith.networks.stems import SAVES, stems
 from tunesmith.networks.transformer import Transformer
 
@@ -99,6 +103,22 @@ def test_in_bf16_with_filler(kernel: str) -> None:
     apart, together, all_of_them, fewer = both(net, groups(), delta)
     assert fewer < all_of_them
     torch.testing.assert_close(together[0], apart[0], rtol=2e-2, atol=2e-2)
+
+
+def test_where_the_kernel_takes_whole_rows(monkeypatch) -> None:
+    """The branch of `varlen`, which needs CUDA, with another kernel in its place."""
+    net = network("llama:lm")
+    delta = METHODS["full"]().attach(net)
+    net.room.kernel = "varlen"
+
+    def rows_apart(q: Tensor, k: Tensor, v: Tensor, lay: Layout, rules: Rules) -> Tensor:
+        return attention.packed(*(x.transpose(0, 1)[None] for x in (q, k, v)), Room(layout(lay.lengths, 0, CPU)), rules, None)[0]
+
+    monkeypatch.setattr(attention, "varlen", rows_apart)
+    apart, together, all_of_them, fewer = both(net, groups(), delta)
+    assert fewer < all_of_them
+    for a, b in zip(apart, together, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
 
 
 def test_under_recomputation() -> None:

@@ -144,9 +144,10 @@ def packed(query: Tensor, key: Tensor, value: Tensor, room: Room, rules: Rules, 
     if prefix is not None:
         prefix = (prefix[0].to(dtype), prefix[1].to(dtype))
     if room.kernel == "varlen" and prefix is None and rules.softcap is None and not rules.dropout:
-        whole = (q, k, v) if lay.stems is None else (Share.apply(x, lay.stems.copies) for x in (q, k, v))
-        out = varlen(*whole, lay, rules)
-        return (out if lay.stems is None else Gather.apply(out, lay.stems.kept))[None]
+        if lay.stems is None:
+            return varlen(q, k, v, lay, rules)[None]
+        q, k, v = (Share.apply(x, lay.stems.copies) for x in (q, k, v))
+        return Gather.apply(varlen(q, k, v, lay, rules), lay.stems.kept)[None]
     if lay.order is not None:
         gather = Gather if lay.stems is None else Share
         q, k, v = (gather.apply(x, lay.order) for x in (q, k, v))
