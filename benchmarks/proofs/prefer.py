@@ -9,8 +9,8 @@ controls  dpo and reward with better and worse swapped in a random half of the p
 
 Accuracy is the share of held-out pairs that are ranked rightly: by log pi / pi_ref of the whole answer where the loss has a reference (0.5 before, by
 definition), else by the mean log-probability a token. Chosen and rejected are the mean log-ratios in nats: how far the policy went, and which way.
-Exits with 1 where a bound is broken: dpo, ipo and kto are three standard errors (0.12) above preferring the longer reply (0.54), the reward model reaches 0.8, simpo and orpo
-do not end below where they began, the controls stay within 0.12 of one half, and no answer becomes more than e^40 times likelier or less likely on average.
+Exits with 1 where a bound is broken: dpo, ipo and kto reach 0.75 on pairs, kto on single verdicts, which are half of the answers, 0.66 (three standard errors above preferring
+the longer reply), and the reward model 0.8, simpo and orpo do not end below where they began, the controls stay within 0.12 of one half, and no answer becomes more than e^40 times likelier or less likely on average.
 What keeps that distance is beta: at the published 0.1 dpo goes twice as far for the same accuracy, and ipo, whose gap of 1 / (2 beta) is a token's, ten times (docs/LOG.md).
 
 simpo and orpo have no reference, so what the base has memorised of the chosen replies counts as learnt already: their rise shows on a model that has not read them (--model).
@@ -30,7 +30,7 @@ from rows import written
 import tunesmith
 from tunesmith.data import desk
 
-FAR, NEAR, BOUNDS = 40.0, 0.12, {"dpo": 0.66, "ipo": 0.66, "kto": 0.66, "reward": 0.8}
+FAR, NEAR, BOUNDS = 40.0, 0.12, {"dpo": 0.75, "ipo": 0.75, "kto": 0.75, "kto, one verdict a message": 0.66, "reward": 0.8}
 RATE, BETA = 2e-3, {"dpo": 0.3, "kto": 0.3, "ipo": 0.5}
 
 
@@ -67,7 +67,7 @@ def arms(of: dict[str, str]) -> dict[str, tuple[str, str]]:
 
 def faults(name: str, loss: str, before: dict[str, float | None], after: dict[str, float | None]) -> list[str]:
     accuracy = after["accuracy"] or 0.0
-    wrong = abs(accuracy - 0.5) > NEAR if "swapped" in name else accuracy < BOUNDS.get(loss, before["accuracy"] or 0.0)
+    wrong = abs(accuracy - 0.5) > NEAR if "swapped" in name else accuracy < BOUNDS.get(name, BOUNDS.get(loss, before["accuracy"] or 0.0))
     far = [k for k in ("chosen_ratio", "rejected_ratio") if abs(after.get(k) or 0.0) > FAR]
     return [f"{name}: accuracy {accuracy:.3f}"] * wrong + [f"{name}: {k} {after[k]:.1f}" for k in far]
 
