@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tiny import DECODERS, VOCABULARY, network
+from tiny import DECODERS, VOCABULARY, network, writer
 from tunesmith.core import Batch, Delta, Ragged
 from tunesmith.methods import METHODS
 from tunesmith.networks import attention
@@ -168,6 +168,14 @@ def test_in_an_encoder_whose_tokens_see_what_follows() -> None:
     net = network("bert")
     batch = groups()
     assert read(net, batch) == sum(batch.ragged("ids").lengths)
+
+
+def test_in_a_decoder_that_sees_both_ways() -> None:
+    net, batch = writer(DECODERS["gemma3"], use_bidirectional_attention=True), groups()
+    assert read(net, batch) == sum(batch.ragged("ids").lengths)
+    states = net.states(batch)
+    for row, alone in zip(states.rows(), batch.ragged("ids").rows(), strict=True):
+        torch.testing.assert_close(net.states(Batch({"ids": Ragged(alone, (len(alone),))})).values, row, rtol=1e-4, atol=1e-5)
 
 
 def test_where_states_are_stored_or_listened_to() -> None:

@@ -155,6 +155,7 @@ def look_over(model: Any, generates: bool, pool: Pool | None = None, tokenizer: 
     net = laid_out(model, generates, pool, tokenizer)
     kind = net.anatomy.kind
     net.packs = net.packs and runs_packed(net)
+    net.causal = kind == "decoder" and looks_back(net)
     if kind != "seq2seq":
         net.arity = block_arity(net)
         net.skips = skips_blocks(net)
@@ -180,7 +181,7 @@ def laid_out(model: Any, generates: bool, pool: Pool | None = None, tokenizer: A
     net.takes_prefix = seat(net)
     if not net.takes_prefix and config._attn_implementation == NAME:
         config._attn_implementation = "eager"  # else it builds masks for a function that it never calls
-    net.packs = net.takes_prefix and kind != "seq2seq"
+    net.packs, net.causal = net.takes_prefix and kind != "seq2seq", kind == "decoder"
     return net
 
 
@@ -229,6 +230,14 @@ def two_rows(net: Transformer) -> Batch:
     """Seven tokens as two rows; ids that every vocabulary has."""
     ids = torch.arange(7, device=net.device) % max(2, net.model.config.vocab_size - 5) + 3
     return Batch({"ids": Ragged(ids, (3, 4))})
+
+
+@torch.no_grad()
+def looks_back(net: Transformer) -> bool:
+    """Whether what becomes of a token depends on those before it alone: some embedders are decoders that see both ways (EmbeddingGemma)."""
+    ids = two_rows(net).take(1, 2)["ids"]
+    one, two = (net.states(Batch({"ids": Ragged(torch.cat([ids[:-1], end]), (len(ids),))})).values[:-1].float() for end in (ids[-1:], ids[:1]))
+    return float((one - two).abs().max()) <= PACK_TOLERANCE * float(one.abs().max())
 
 
 @torch.no_grad()

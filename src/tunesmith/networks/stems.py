@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SAVES = 1 / 8  # share of the tokens that must be spared for it to be worth while; measured, see docs/LOG.md
+SAVES = 1 / 12  # share of the tokens that must be spared for it to be worth while; measured, see docs/LOG.md
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ COARSEST = 128  # tokens
 
 
 class Transformer(Network):
-    """`model` as transformers built it; its trunk lies at `at`; `packs` says whether rows may lie end to end.
+    """`model` as transformers built it; its trunk lies at `at`; `packs` says whether rows may lie end to end, `causal` whether a token sees those before it alone.
 
     compute   dtype of the matrix products (autocast); parameters that train stay fp32
     fills     it is a masked language model: between its last states and its vocabulary stands a head of its own
@@ -40,7 +40,7 @@ class Transformer(Network):
 
     def __init__(self, model: Any, at: str, anatomy: Anatomy, *, pool: Pool = "mean", room: Room | None = None, tokenizer=None, fills: bool = False):
         super().__init__()
-        self.model, self.at, self.anatomy, self.pool, self.packs = model, at, anatomy, pool, True
+        self.model, self.at, self.anatomy, self.pool, self.packs, self.causal = model, at, anatomy, pool, True, False
         self.heads = nn.ModuleDict()
         self.prompt: Slot | None = None
         self.prefix: Slot | None = None
@@ -118,7 +118,7 @@ class Transformer(Network):
 
     def stems(self, batch: Batch, before: int) -> Stems | None:
         """What its rows have in common, behind `before` rows of a prompt. Not where the dice of dropout fall for each row, nor where states are put in or looked at."""
-        alone = self.anatomy.kind != "decoder" or len(batch) == 1 or "types" in batch or "trunk" in batch
+        alone = not self.causal or len(batch) == 1 or "types" in batch or "trunk" in batch
         if alone or self.room.watched or self.room.heard is not None or (self.training and self.drops()):
             return None
         ids, offsets = batch.numbers("ids"), batch.ragged("ids").offsets
