@@ -80,7 +80,7 @@ class UW(Form):
 
     Twice the published sum, so that s = 0 is plain descent; s comes to rest at log L. Their factor for cross-entropy is twice the one for squares; one form is
     used for both, as torchjd does. The sum may be negative, so it is never shown.
-    speed   learning rate of s: at a rate that suits a Transformer it would not move
+    speed   learning rate of s, which moves by about as much a step: where losses differ by a factor of hundreds, log L / steps is the least that gets there
     """
 
     several: ClassVar[bool] = True
