@@ -126,13 +126,13 @@ def main() -> None:
         return
     from tunesmith.networks.load import origin
 
-    path = origin(args.model).path  # the peer knows no embedded model by its name
+    args.model = origin(args.model).path  # the peer knows no embedded model by its name
     print("| method | ours, completions / s | trl | ratio (median, min-max) |\n|---|---|---|---|")
     for method in args.methods.split(","):
         found: dict[str, list[float]] = {"ours": [], "trl": []}
         for _ in range(args.turns):
             for name in found:
-                spec = {k: getattr(args, k) for k in ("steps", "batch", "length", "threads", "clock")} | {"model": path}
+                spec = {k: getattr(args, k) for k in ("model", "steps", "batch", "length", "threads", "clock")}
                 found[name].append(measured({**spec, "side": name, "method": method}))
         ratios = [a / b for a, b in zip(found["ours"], found["trl"], strict=True)]
         mid = statistics.median

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,13 +33,13 @@ def groups(seed: int = 0) -> Batch:
     return rows(a + [5, 6, 7, 8], c + [9], a + [5, 6], b + [11, 12], a + [6], b + [12] * 6)
 
 
-def passed(net: Transformer, batch: Batch, act: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """What `act` returns, and how many tokens entered the first block."""
+def passed(net: Transformer, batch: Batch) -> tuple[Tensor, int]:
+    """The states of a batch, and how many tokens entered the first block."""
     seen: list[int] = []
     block = net.get_submodule(net.anatomy.blocks[0])
     hook = block.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).shape[1]), with_kwargs=True)
     try:
-        return act(), seen[0]
+        return net.states(batch).values, seen[0]
     finally:
         hook.remove()
 
@@ -49,15 +47,10 @@ def passed(net: Transformer, batch: Batch, act: Callable[[], Tensor]) -> tuple[T
 def both(net: Transformer, batch: Batch, delta: Delta) -> tuple[list[Tensor], list[Tensor], int, int]:
     """States and the gradients of a number made of them; apart and together, with how many tokens were read."""
     weight = torch.randn(sum(batch.ragged("ids").lengths), net.anatomy.width, generator=torch.Generator().manual_seed(3))
-    params = list(delta.parameters().values())
-
-    def act() -> Tensor:
-        return net.states(batch).values
-
-    found = []
+    params, found = list(delta.parameters().values()), []
     for apart in (True, False):
         net.room.watched = apart
-        states, tokens = passed(net, batch, act)
+        states, tokens = passed(net, batch)
         found.append(([states.detach(), *torch.autograd.grad((states * weight).sum(), params, allow_unused=True)], tokens))
     (one, all_of_them), (two, fewer) = found
     return one, two, all_of_them, fewer
@@ -146,7 +139,7 @@ def test_a_wrong_version_is_told() -> None:
 
 
 def read(net: Transformer, batch: Batch) -> int:
-    return passed(net, batch, lambda: net.states(batch).values)[1]
+    return passed(net, batch)[1]
 
 
 def test_where_dropout_draws_for_each_row() -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .heads import exact
 from .stems import Stems
 
 CALL_COST = 24_000  # what a further bucket costs, in cells of a score matrix; measured, see docs/LOG.md
@@ -155,16 +156,10 @@ class Gather(torch.autograd.Function):
         return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, ctx.saved_tensors[0], grad), None
 
 
-class Share(torch.autograd.Function):
-    """Rows of x at `spots`, some of which are named more than once: their gradients add up, in fp32 or better."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, spots: Tensor) -> Tensor:
-        ctx.save_for_backward(spots)
-        ctx.size = len(x)
-        return x.index_select(0, spots)
+class Share(Gather):
+    """The same where `spots` may name a row more than once: its gradients add up, in fp32 or better."""
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        exact = grad.to(torch.promote_types(grad.dtype, torch.float32))
-        return exact.new_zeros(ctx.size, *grad.shape[1:]).index_add_(0, ctx.saved_tensors[0], exact).to(grad.dtype), None
+        fine = exact(grad)
+        return fine.new_zeros(ctx.size, *grad.shape[1:]).index_add_(0, ctx.saved_tensors[0], fine).to(grad.dtype), None

@@ -126,8 +126,8 @@ class Transformer(Network):
 
     def drops(self) -> bool:
         """Whether training draws dropout anywhere in the trunk."""
-        named = {module.p for module in self.model.modules() if isinstance(getattr(module, "p", None), float)}
-        return any(named) or any(getattr(self.model.config, name) for name in self.dropouts)
+        chances = (getattr(module, "p", None) for module in self.model.modules())
+        return any(getattr(self.model.config, name) for name in self.dropouts) or any(p for p in chances if isinstance(p, float))
 
     def filler(self, tokens: int) -> int:
         """oneDNN builds a kernel for every shape of a bf16 product, which takes longer than the product: so batches have few different lengths."""
