@@ -34,7 +34,7 @@ from tunesmith.machine import NO_CACHES, keep_freed_memory
 from tunesmith.networks.load import load_tokenizer, origin
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
-from tunesmith.shared import Shared
+from tunesmith.shared import Shared, device_of
 from tunesmith.train import run
 
 LENGTHS = {"short": (1, 32), "long": (5, 12)}  # sentences a row, rows a batch
@@ -135,7 +135,7 @@ def foretold(plans: dict[str, dict]) -> dict[str, dict]:
         began = time.perf_counter()
         seen = rehearse(r, data)
         took = time.perf_counter() - began
-        speed = foresee.speed_of(seen.dtype, seen.width, min(2048, seen.step.tokens), "cpu")
+        speed = foresee.speed_of(seen.dtype, seen.width, min(2048, seen.step.tokens), str(device_of(r)))
         found[method] = {"memory_said": foresee.memory(seen, resident(shared)), "seconds_said": foresee.seconds(seen, speed), "rehearsal_s": took}
         found[method] |= {"live": seen.peak, "dtype_said": seen.dtype, "trainable_said": seen.trainable}
         resident(shared)

@@ -85,7 +85,7 @@ def rows(path: Path, shape: str, n: int = 40, seed: int = 0) -> Path:
 
 
 def recipe(work: Path, shape: str = "classify", method: str | dict = "lora", **more: object) -> dict:
-    """A recipe as a dict on the model in work/model; `more` replaces sections."""
+    """A recipe as a dict on the model in work/model, on the CPU, where a run can be repeated to the bit; `more` replaces sections."""
     task = {"multi": "classify", "pair": "classify", "messages": "generate", "plain": "generate", "grouped": "embed"}.get(shape, shape)
     train = work / f"{shape}.jsonl"
     if not train.exists():
@@ -93,6 +93,6 @@ def recipe(work: Path, shape: str = "classify", method: str | dict = "lora", **m
     base = {
         "model": str(work / "model"), "task": task, "data": {"train": str(train), "eval": str(train)}, "method": method,
         "budget": {"steps": 6}, "update": {"batch": 8, "rate": 1e-3}, "checkpoint": {"every": 1}, "evaluate": {"every": 3, "samples": 2, "max_new_tokens": 4},
-        "dtype": "fp32", "kernel": "matmul", "threads": 1, "out": str(work / "run"),
+        "device": "cpu", "dtype": "fp32", "kernel": "matmul", "threads": 1, "out": str(work / "run"),
     }  # fmt: skip
     return {**base, **more}

@@ -75,18 +75,18 @@ GAMES = {
 }
 
 
-def beginner(name: str, game: Game, work: Path, threads: int) -> tuple[Path, float]:
+def beginner(name: str, game: Game, work: Path, threads: int, seed: int = 0) -> tuple[Path, float]:
     """A folder with a model that has seen random play, and the seconds that it took. Kept from one call to the next."""
     folder = work / f"{name}-beginner"
     make = environment(game.environment)
     plays = [list(played(game, make(), seed)) for seed in range(10_000_000, 10_000_000 + game.plays)]
     games = written(work / f"{name}.jsonl", ({"messages": p} for p in plays))
     texts = [m["content"] for p in plays for m in p]
-    blank(folder, texts, game.width, game.spaces)
+    blank(folder, texts, game.width, game.spaces, seed)
     made = {
         "model": str(folder), "task": "generate", "data": {"train": games, "learn_prompt": True}, "method": "full", "budget": {"steps": game.taught},
         "update": {"batch": game.lesson, "rate": 3e-3},
-        "out": str(work / f"{name}-taught"), "dtype": "fp32", "kernel": "matmul", "threads": threads,
+        "out": str(work / f"{name}-taught"), "seed": seed, "dtype": "fp32", "kernel": "matmul", "threads": threads,
     }  # fmt: skip
     result = run(recipe(made), Reporter(quiet=True), fresh=True)
     from tunesmith.artifact import export
@@ -108,7 +108,7 @@ def played(game: Game, world: Any, seed: int):
             return
 
 
-def blank(folder: Path, texts: list[str], width: int, spaces: bool) -> None:
+def blank(folder: Path, texts: list[str], width: int, spaces: bool, seed: int) -> None:
     """A Llama of two blocks that knows the words of these texts; digits and signs are words of their own, and `spaces` too."""
     split = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r"\s+"), "isolated" if spaces else "removed"), pre_tokenizers.Split(Regex(r"\d|[^\w\s]"), "isolated")]
@@ -121,7 +121,7 @@ def blank(folder: Path, texts: list[str], width: int, spaces: bool) -> None:
         raw.decoder = decoders.Fuse()
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     hf.PreTrainedTokenizerFast(tokenizer_object=raw, model_input_names=["input_ids", "attention_mask"], **special).save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 4 * width, "max_position_embeddings": 512}
     hf.LlamaForCausalLM(
         hf.LlamaConfig(vocab_size=len(words), pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, **sizes)

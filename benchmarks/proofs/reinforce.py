@@ -98,12 +98,12 @@ def games(args: argparse.Namespace) -> list[dict]:
     for name, game in GAMES.items():
         if args.only and name not in args.only.split(","):
             continue
-        model, seconds = beginner(name, game, Path(args.work), args.threads)
+        model, seconds = beginner(name, game, Path(args.work), args.threads, args.seed)
         made = {
             "model": str(model), "task": "generate", "data": {"train": "play/20000", "eval": "play/256"}, "method": "full",
             "objective": {"kind": "reinforce", "algorithm": "ppo", "environment": game.environment, "length": game.length, "turns": game.turns, "beta": 0.0, **game.objective},
             "update": {"batch": game.batch, "rate": game.rate, "warmup": 0.0}, "budget": {"steps": game.steps}, "evaluate": {"every": game.steps, "best": False},
-            "out": str(Path(args.work) / f"{name}-ppo"), "dtype": "fp32", "kernel": "matmul", "threads": args.threads,
+            "out": str(Path(args.work) / f"{name}-ppo"), "seed": args.seed, "dtype": "fp32", "kernel": "matmul", "threads": args.threads,
         }  # fmt: skip
         result = run(recipe(made), Reporter(quiet=True), fresh=True)
         before, after = result["before"], result["after"]
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--work", default="runs/proofs-reinforce")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the games' runs")
     parser.add_argument("--only", default="", help="some of them, comma between: grpo-lora-joy, ppo-full-chance ... or the games' names")
     args = parser.parse_args()
     Path(args.work).mkdir(parents=True, exist_ok=True)

@@ -38,10 +38,10 @@ def first() -> bool:
 
 
 def join() -> None:
-    """Meet the other processes, if the launcher started any; each takes a GPU of its own where there are."""
+    """Meet the other processes, if the launcher started any; each takes a GPU of its own where there are enough."""
     if world() == 1 or dist.is_initialized():
         return
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", world()))  # NCCL refuses two processes on one
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)

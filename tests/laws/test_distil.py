@@ -133,7 +133,7 @@ def test_all_tokens_as_buckets_are_the_whole_distribution(loss):
 
 @pytest.mark.parametrize("cap", [None, 1.5])
 def test_the_gradient_of_buckets_is_that_of_plain_logits(cap, monkeypatch):
-    monkeypatch.setattr("tunesmith.networks.buckets.CHUNK", 3 * 31)
+    monkeypatch.setattr("tunesmith.networks.vocabulary.CHUNK", 3 * 31)
     torch.manual_seed(0)
     h, w, b = (torch.randn(*s, dtype=torch.double, requires_grad=True) for s in ((11, 8), (31, 8), (31,)))
     ids, label = torch.stack([torch.randperm(31)[:5] for _ in range(11)]), torch.randint(31, (11,))

@@ -98,14 +98,15 @@ def test_in_bf16_with_filler(kernel: str) -> None:
     torch.testing.assert_close(together[0], apart[0], rtol=2e-2, atol=2e-2)
 
 
-def test_where_the_kernel_takes_whole_rows(monkeypatch) -> None:
+@pytest.mark.parametrize("method", ["full", "prefix"])
+def test_where_the_kernel_takes_whole_rows(method: str, monkeypatch) -> None:
     """The branch of `varlen`, which needs CUDA, with another kernel in its place."""
     net = network("llama:lm")
-    delta = METHODS["full"]().attach(net)
+    delta = METHODS[method]().attach(net)
     net.room.kernel = "varlen"
 
-    def rows_apart(q: Tensor, k: Tensor, v: Tensor, lay: Layout, rules: Rules) -> Tensor:
-        return attention.packed(*(x.transpose(0, 1)[None] for x in (q, k, v)), Room(layout(lay.lengths, 0, CPU)), rules, None)[0]
+    def rows_apart(q: Tensor, k: Tensor, v: Tensor, lay: Layout, rules: Rules, prefix: tuple[Tensor, Tensor] | None) -> Tensor:
+        return attention.packed(*(x.transpose(0, 1)[None] for x in (q, k, v)), Room(layout(lay.lengths, 0, CPU)), rules, prefix)[0]
 
     monkeypatch.setattr(attention, "varlen", rows_apart)
     apart, together, all_of_them, fewer = both(net, groups(), delta)

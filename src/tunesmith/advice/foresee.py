@@ -32,12 +32,12 @@ FLOPS = 0.7  # share of a matrix product's speed that a step reaches
 
 
 def memory(found: Rehearsal, resident: int) -> int:
-    """Bytes of the process at the fullest moment; on CUDA of the tensors alone.
+    """Bytes of the process at the fullest moment; on CUDA of the tensors alone, of which nothing is lost on the way.
 
     `resident` is what a process holds that has read the data, and loaded and rehearsed nothing yet.
     """
     if torch.cuda.is_available():
-        return round(found.peak * SLACK)
+        return found.peak
     kernels = int(machine.kernels_kept()) * KERNEL if found.dtype == "bf16" else 0
     return round(resident + SLACK * found.peak + PACKED * found.step.widest + kernels)
 

@@ -19,6 +19,7 @@ from ..job import added_for, agreed, fits, form_of, lengths, sizes, tables_of
 from ..networks.blank import blank_network
 from ..networks.precision import DTYPES, choose
 from ..networks.transformer import Transformer
+from ..networks.vocabulary import as_on
 from ..recipe import Recipe
 from ..shared import add_heads, device_of
 from ..sources.table import Table
@@ -98,7 +99,8 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
     each = recipe.each()
     before, along = zip(*(beside(each.get(name, recipe), one, learn.of(one.task.key)) for name, one in data.each.items()), strict=True)
     torch.manual_seed(recipe.seed)
-    with blank_network(data.source, generates=recipe.generates, worded=data.worded, dropout=recipe.dropout, tokenizer=data.reader.tokenizer) as net:
+    made = {"generates": recipe.generates, "worded": data.worded, "dropout": recipe.dropout, "tokenizer": data.reader.tokenizer}
+    with as_on(device_of(recipe)), blank_network(data.source, **made) as net:
         net.pool, net.labels = recipe.head.pool or net.pool, data.task.labels
         published = sum(p.numel() for p in net.parameters())
         add_heads(net, recipe, data)
@@ -107,7 +109,8 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         with unset_fake_temporarily():  # these look at values, and at the clock
             fits(data, net, method.positions)
             choice = choose(sizes(net, list(tables.values())), device_of(recipe), recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel)
-        net.compute, net.room.kernel = DTYPES[choice.dtype], "matmul" if choice.kernel == "varlen" else choice.kernel
+        net.compute = DTYPES[choice.dtype]
+        net.room.kernel = "sdpa" if choice.kernel == "varlen" else choice.kernel  # which keeps as little, and needs no GPU
         read = {n: p.dtype for n, p in net.named_parameters()}
         as_read = sum(p.nbytes for p in net.parameters())
         delta.cast(net.compute, keep=False)

@@ -84,9 +84,9 @@ class LowRank(Graft):
         width, out = features(host)
         device: torch.device = host.weight.device  # type: ignore[assignment]
         self.scale, self.p = method.scale, method.dropout
-        self.A = nn.Parameter(torch.empty(method.rank, width, device=device))
+        drawn = nn.init.kaiming_uniform_(torch.empty(method.rank, width), a=5**0.5)  # by the CPU's dice: a seed means the same on every device
+        self.A = nn.Parameter(drawn.to(device))
         self.B = nn.Parameter(torch.zeros(out, method.rank, device=device))
-        nn.init.kaiming_uniform_(self.A, a=5**0.5)
         if method.start == "pissa":
             self.start_at_singular_vectors(host)
         if method.dora:

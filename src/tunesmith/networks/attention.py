@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from .kernels import KERNELS, Kernel, Rules, by_matmul, by_sdpa, varlen
+from .kernels import KERNELS, Kernel, Rules, by_matmul, by_sdpa, takes, varlen
 from .layout import Bucket, Gather, Layout, Share, spread
 from .memory import Memory
 
@@ -143,15 +143,15 @@ def packed(query: Tensor, key: Tensor, value: Tensor, room: Room, rules: Rules, 
     q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))  # (N, heads, d)
     if prefix is not None:
         prefix = (prefix[0].to(dtype), prefix[1].to(dtype))
-    if room.kernel == "varlen" and prefix is None and rules.softcap is None and not rules.dropout:
+    if room.kernel == "varlen" and takes(rules, prefix):
         if lay.stems is None:
-            return varlen(q, k, v, lay, rules)[None]
+            return varlen(q, k, v, lay, rules, prefix)[None]
         q, k, v = (Share.apply(x, lay.stems.copies) for x in (q, k, v))
-        return Gather.apply(varlen(q, k, v, lay, rules), lay.stems.kept)[None]
+        return Gather.apply(varlen(q, k, v, lay, rules, prefix), lay.stems.kept)[None]
     if lay.order is not None:
         gather = Gather if lay.stems is None else Share
         q, k, v = (gather.apply(x, lay.order) for x in (q, k, v))
-    kernel = KERNELS["matmul" if room.kernel == "varlen" else room.kernel]
+    kernel = KERNELS["sdpa" if room.kernel == "varlen" else room.kernel]
     sizes = [bucket.stop - bucket.start for bucket in lay.buckets] + [lay.filler]
     *pieces, rest = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)  # split's backward is one pass, slices' would be one of all tokens each
     parts = [one_bucket(piece, bucket, kernel, rules, prefix) for piece, bucket in zip(pieces, lay.buckets, strict=True)]

@@ -11,10 +11,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from . import attention
-from .layout import layout
+from .layout import layout, own_tokens, with_prompt
 from .load import UNABLE, Origin, attention_for, auto_class, block_arity, laid_out, load_config, set_dropout
 from .shorten import keep_blocks
-from .transformer import Transformer, own_tokens, with_prompt
+from .transformer import Transformer
 
 
 @contextmanager

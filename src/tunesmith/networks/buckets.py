@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core import Buckets
-from .vocabulary import CHUNK, chunks, logits_of
+from .vocabulary import at_once, chunks, logits_of
 
 
 class BucketLogp(torch.autograd.Function):
@@ -17,7 +17,7 @@ class BucketLogp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | int, label: Tensor, temperature: float, cap: float | None):
-        w, step = weight.to(h.dtype), max(1, CHUNK // len(weight))
+        w, step = weight.to(h.dtype), at_once(weight)
         found = [
             buckets_of(logits_of(h[rows], w, bias, cap), ids if isinstance(ids, int) else ids[rows], label[rows], temperature) for rows in chunks(len(h), step)
         ]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dropout import dropout as drop
-from .layout import Layout
+from .layout import Gather, Layout, with_prompt
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,17 @@ def by_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: Rules) 
 KERNELS: dict[str, Kernel] = {"matmul": by_matmul, "sdpa": by_sdpa}
 
 
-def varlen(q: Tensor, k: Tensor, v: Tensor, lay: Layout, rules: Rules) -> Tensor:
-    """CUDA, torch >= 2.10: no bucket and no padding at all. (N, H, d)."""
+def varlen(q: Tensor, k: Tensor, v: Tensor, lay: Layout, rules: Rules, prefix: tuple[Tensor, Tensor] | None) -> Tensor:
+    """CUDA, torch >= 2.10: no bucket and no padding at all. (N, H, d). A prefix lies before the keys of each row; the kernel counts who is seen from the end."""
     from torch.nn.attention.varlen import varlen_attn
 
     known = inspect.signature(varlen_attn).parameters
-    groups, longest = q.shape[1] // k.shape[1], max(lay.lengths)
+    groups, longest, before, bounds = q.shape[1] // k.shape[1], max(lay.lengths), 0, lay.bounds
+    if prefix is not None:
+        before = len(prefix[0])
+        order = with_prompt(lay.lengths, before, q.device)
+        k, v = (Gather.apply(torch.cat([rows.repeat(len(lay.lengths), 1, 1), x]), order) for rows, x in zip(prefix, (k, v), strict=True))
+        bounds = bounds + before * torch.arange(len(bounds), dtype=bounds.dtype, device=bounds.device)
     extra: dict[str, object] = {"scale": rules.scale} if "scale" in known else {}
     if "window_size" in known:
         extra["window_size"] = (rules.window - 1 if rules.window else -1, 0 if rules.causal else rules.window - 1 if rules.window else -1)
@@ -77,4 +82,9 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, lay: Layout, rules: Rules) -> Tensor
         extra["enable_gqa"] = True
     elif groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    return varlen_attn(q, k, v, lay.bounds, lay.bounds, longest, longest, **extra)  # type: ignore[return-value]
+    return varlen_attn(q, k, v, lay.bounds, bounds, longest, longest + before, **extra)  # type: ignore[return-value]
+
+
+def takes(rules: Rules, prefix: tuple[Tensor, Tensor] | None) -> bool:
+    """Whether `varlen` can do this: it has no soft cap and no dropout, and a window would shut the prefix out."""
+    return rules.softcap is None and not rules.dropout and not (rules.window and prefix is not None)

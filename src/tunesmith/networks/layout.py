@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -140,6 +141,21 @@ class Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+@lru_cache(maxsize=64)
+def with_prompt(lengths: tuple[int, ...], prompt: int, device: torch.device) -> Tensor:
+    """Order of [`prompt` rows for each row, all tokens] that puts those before each row."""
+    heads = torch.arange(prompt * len(lengths)).split(prompt)
+    spans = torch.arange(prompt * len(lengths), prompt * len(lengths) + sum(lengths)).split(list(lengths))
+    return torch.cat([part for pair in zip(heads, spans, strict=True) for part in pair]).to(device)
+
+
+@lru_cache(maxsize=64)
+def own_tokens(lengths: tuple[int, ...], prompt: int, device: torch.device) -> Tensor:
+    """Where, among rows with a prompt before each, the rows' own tokens are."""
+    ends = accumulate(n + prompt for n in lengths)
+    return torch.cat([torch.arange(end - n, end) for n, end in zip(lengths, ends, strict=True)]).to(device)
 
 
 class Gather(torch.autograd.Function):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +18,7 @@ from .buckets import bucket_logp
 from .dropout import dropouts
 from .heads import POOLS, Pool
 from .inside import overheard
-from .layout import Bucket, Gather, Layout, Share, layout, shared
+from .layout import Bucket, Gather, Layout, Share, layout, own_tokens, shared, with_prompt
 from .masked import before_vocabulary
 from .stems import Stems, stems
 from .targets import target_buckets, target_logp
@@ -75,10 +74,11 @@ class Transformer(Network):
 
     def recompute(self, on: bool) -> None:
         """Forget the activations inside blocks and form them again in the backward pass (gradient checkpointing)."""
+        named = ("activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient") + "_checkpointing"  # its name before transformers 5.23
         if on:
-            self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": self.room.again})
-        elif self.model.is_activation_checkpointing:
-            self.model.activation_checkpointing_disable()
+            getattr(self.model, f"{named}_enable")({"use_reentrant": False, "context_fn": self.room.again})
+        elif getattr(self.model, f"is_{named}"):
+            getattr(self.model, f"{named}_disable")()
 
     # -------------------------------------------------------------------------------------------- states
 
@@ -277,18 +277,3 @@ def fill(x: Tensor, bucket: Bucket) -> Tensor:
     if bucket.spots is None:
         return x.view(bucket.rows, bucket.width, *x.shape[1:])
     return x.new_zeros(bucket.rows * bucket.width, *x.shape[1:]).index_copy(0, bucket.spots, x).view(bucket.rows, bucket.width, *x.shape[1:])
-
-
-@lru_cache(maxsize=64)
-def with_prompt(lengths: tuple[int, ...], prompt: int, device: torch.device) -> Tensor:
-    """Order of [a prompt for each row, all tokens] that puts a prompt before each row."""
-    heads = torch.arange(prompt * len(lengths)).split(prompt)
-    spans = torch.arange(prompt * len(lengths), prompt * len(lengths) + sum(lengths)).split(list(lengths))
-    return torch.cat([part for pair in zip(heads, spans, strict=True) for part in pair]).to(device)
-
-
-@lru_cache(maxsize=64)
-def own_tokens(lengths: tuple[int, ...], prompt: int, device: torch.device) -> Tensor:
-    """Where, among rows with a prompt before each, the rows' own tokens are."""
-    ends = accumulate(n + prompt for n in lengths)
-    return torch.cat([torch.arange(end - n, end) for n, end in zip(lengths, ends, strict=True)]).to(device)

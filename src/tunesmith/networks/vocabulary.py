@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
 CHUNK = 4_000_000  # logits formed at a time
+ON_GPU = 32  # times as many there, half a gigabyte, so that a product fills it; measured, see docs/LOG.md
+rehearsed: ContextVar[bool] = ContextVar("rehearsed", default=False)  # as if on a GPU
 KEEP = 64_000_000  # logits whose softmax may be kept for the backward pass; above, they are formed again
 
 
@@ -18,7 +24,7 @@ class LabelLogp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor, cap: float | None, heat: float, learns: bool):
-        step, w = max(1, CHUNK // len(weight)), weight.to(h.dtype)
+        step, w = at_once(weight), weight.to(h.dtype)
         logp = h.new_empty(len(h), dtype=torch.float32)
         keeps = learns and cap is None and len(h) * len(weight) <= KEEP
         kept = h.new_empty(len(h), len(weight)) if keeps else None
@@ -50,6 +56,21 @@ class LabelLogp(torch.autograd.Function):
             if db is not None:
                 db += d.sum(0)
         return dh, dw if dw is None else dw.to(weight.dtype), db if bias is None or db is None else db.to(bias.dtype), None, None, None, None
+
+
+def at_once(weight: Tensor) -> int:
+    """Rows whose logits are formed at a time."""
+    return max(1, CHUNK * (ON_GPU if weight.is_cuda or rehearsed.get() else 1) // len(weight))
+
+
+@contextmanager
+def as_on(device: torch.device) -> Iterator[None]:
+    """Within, as much is formed at a time as on this device, though the tensors claim to lie on the CPU."""
+    token = rehearsed.set(device.type == "cuda")
+    try:
+        yield
+    finally:
+        rehearsed.reset(token)
 
 
 def chunks(rows: int, step: int) -> list[slice]:
