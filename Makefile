@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Each test process uses one thread.
 JOBS ?= 2
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint oldest bench clean
 
 help: ## this text
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -29,8 +29,13 @@ lint: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+oldest: ## all tests beside the oldest transformers that is allowed
+	$(MAKE) VENV=.venv-oldest .venv-oldest/.installed
+	.venv-oldest/bin/pip install --quiet transformers==5.17.0
+	.venv-oldest/bin/pytest -n $(JOBS) --dist worksteal
+
 bench: $(STAMP) ## against the peers; see benchmarks/README.md
 	$(BIN)/python benchmarks/peers.py
 
 clean: ## remove what was installed and what the demo wrote
-	rm -rf $(VENV) tunesmith-demo
+	rm -rf $(VENV) .venv-oldest tunesmith-demo

@@ -86,7 +86,7 @@ def ours(spec: Spec) -> tuple[list[float], list[float], str]:
     delta, clock = Full().attach(net, keep=False), Clock(spec.clock)
     began = CLOCKS[spec.clock]()  # as the peer's: tokenising is part of the run
     rows = Rows(Reader(tokenizer, 64).encode([Related(pair, i) for i, pair in enumerate(made)], Task("embed", "pairs")).columns, "embed", spec.size)
-    choice = choose(sizes(net, rows), net.device, "auto", "auto")
+    choice = choose(sizes(net, [rows]), net.device, "auto", "auto")
     net.compute, net.room.kernel = DTYPES[choice.dtype], choice.kernel
     delta.cast(net.compute)
     update = Descend(spec.rate, warmup=0.0, micro=2048 if spec.cached else 10**6, form=UPDATES["gradcache"]())

@@ -1,6 +1,7 @@
 """The benchmarks still fit the code: each imports and says what it does, and those that hold both sides of a comparison run."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -25,7 +26,8 @@ def test_a_benchmark_says_what_it_does(path, monkeypatch, capsys):
 
 
 def ran(*words: str) -> str:
-    done = subprocess.run([sys.executable, *words], cwd=FOLDER, capture_output=True, text=True, timeout=300, check=False)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # two beside another test's wait for each other
+    done = subprocess.run([sys.executable, *words], cwd=FOLDER, capture_output=True, text=True, timeout=300, check=False, env=one_thread)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -41,3 +43,8 @@ def test_the_gpu_s_benchmark_can_be_rehearsed():
     for pair in found:
         assert "error" not in pair["ours"], pair
         assert "error" not in pair["peers"], pair
+
+
+def test_contrast_beside_the_peer_runs():
+    small = ("--pairs", "24", "--size", "8", "--repeat", "1", "--threads", "1", "--peers", "fp32 sdpa")
+    assert "fp32 sdpa" in ran("peers_contrast.py", *small)

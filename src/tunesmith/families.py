@@ -36,7 +36,8 @@ ROWS: dict[str, Callable[[Path], dict[str, Any]]] = {  # the family and its reci
     },
     "generation": lambda out: {**WRITE, "data": {"train": "desk", "eval": "desk"}, "method": "lora", "update": {"batch": 16}, "budget": {"epochs": 2}},
     "preferences": lambda out: {
-        **WRITE, "data": {"train": "desk/prefer", "eval": "desk/prefer"}, "method": "lora", "objective": "prefer", "update": {"batch": 16}, "budget": {"epochs": 1},
+        **WRITE, "data": {"train": "desk/prefer", "eval": "desk/prefer"}, "method": "lora", "objective": {"kind": "prefer", "beta": 0.3}, "update": {"batch": 16, "rate": 2e-3},
+        "budget": {"epochs": 1},
     },
     "reinforcement": lambda out: {
         **WRITE, "data": {"train": "desk", "eval": "desk"}, "method": "lora", "update": {"batch": 32, "rate": 2.5e-3}, "budget": {"steps": 60},

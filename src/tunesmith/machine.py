@@ -60,11 +60,11 @@ def glibc() -> ctypes.CDLL | None:
     return libc if libc is not None and hasattr(libc, "gnu_get_libc_version") else None
 
 
-def peak_memory() -> int:
-    """Bytes: the largest resident set of this process so far, or what CUDA allocated at most."""
-    import torch
+def peak_memory(device: str = "cpu") -> int:
+    """Bytes at most so far: of a process that computes on the CPU its largest resident set, else what CUDA allocated."""
+    if device == "cuda":
+        import torch
 
-    if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():
@@ -98,7 +98,7 @@ def reset_peak() -> None:
     hand_back()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif os.access("/proc/self/clear_refs", os.W_OK):
+    if os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")
 
 

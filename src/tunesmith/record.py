@@ -124,7 +124,7 @@ def record_of(job: Job, watch: Evaluate | None, after: Outcome | None, clock: Cl
         "history": watch.history if watch else [],
         "trainable_parameters": sum(p.numel() for p in trains.values()),
         "total_parameters": sum(p.numel() for p in job.net.parameters()),
-        "peak_memory_bytes": machine.peak_memory(),
+        "peak_memory_bytes": machine.peak_memory(job.net.device.type),
         "train_seconds": round(clock.seconds, 3),
         "fill_seconds": round(clock.filling, 3),
         "real_tokens_per_second": round(clock.tokens / clock.seconds, 1) if clock.seconds else None,

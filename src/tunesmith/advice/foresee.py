@@ -36,7 +36,7 @@ def memory(found: Rehearsal, resident: int) -> int:
 
     `resident` is what a process holds that has read the data, and loaded and rehearsed nothing yet.
     """
-    if torch.cuda.is_available():
+    if found.device == "cuda":
         return found.peak
     kernels = int(machine.kernels_kept()) * KERNEL if found.dtype == "bf16" else 0
     return round(resident + SLACK * found.peak + PACKED * found.step.widest + kernels)

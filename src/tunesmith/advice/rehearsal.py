@@ -73,6 +73,7 @@ class Rehearsal:
     width: int
     floor: int
     dtype: str
+    device: str
 
     @property
     def tokens(self) -> list[int]:
@@ -100,7 +101,7 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
     before, along = zip(*(beside(each.get(name, recipe), one, learn.of(one.task.key)) for name, one in data.each.items()), strict=True)
     torch.manual_seed(recipe.seed)
     made = {"generates": recipe.generates, "worded": data.worded, "dropout": recipe.dropout, "tokenizer": data.reader.tokenizer}
-    with as_on(device_of(recipe)), blank_network(data.source, **made) as net:
+    with as_on(device := device_of(recipe)), blank_network(data.source, **made) as net:
         net.pool, net.labels = recipe.head.pool or net.pool, data.task.labels
         published = sum(p.numel() for p in net.parameters())
         add_heads(net, recipe, data)
@@ -108,7 +109,7 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
         net.recompute(recipe.recompute)
         with unset_fake_temporarily():  # these look at values, and at the clock
             fits(data, net, method.positions)
-            choice = choose(sizes(net, list(tables.values())), device_of(recipe), recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel)
+            choice = choose(sizes(net, list(tables.values())), device, recipe.dtype if recipe.model.bits is None else "bf16", recipe.kernel)
         net.compute = DTYPES[choice.dtype]
         net.room.kernel = "sdpa" if choice.kernel == "varlen" else choice.kernel  # which keeps as little, and needs no GPU
         read = {n: p.dtype for n, p in net.named_parameters()}
@@ -140,6 +141,7 @@ def rehearse(recipe: Recipe, data: Dataset) -> Rehearsal:
             width=net.anatomy.width,
             floor=floor,
             dtype=choice.dtype,
+            device=device.type,
         )
 
 
