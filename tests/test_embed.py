@@ -12,6 +12,7 @@ import torch
 import related
 import shop
 from tunesmith import listeners
+from tunesmith.advice.rehearsal import rehearse
 from tunesmith.artifact import export, load
 from tunesmith.ask import evaluate, predictions
 from tunesmith.check import check
@@ -123,6 +124,20 @@ def test_options_of_the_objective_run_and_pieces_are_the_whole(work, objective, 
         result = train({**made, "update": {"batch": 8, "rate": 5e-3, "micro": micro}, "budget": {"steps": 8}})
         found.append([json.loads(line)["loss"] for line in (result.folder / "metrics.jsonl").read_text().splitlines()])
     assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+def test_a_guide_is_foreseen(work, tmp_path, monkeypatch):
+    """One that is none is refused before a weight is loaded; one that is counts while it is asked."""
+    monkeypatch.setattr("tunesmith.shared.load_network", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Refusal):
+        train(embed(work, "negatives", out=str(tmp_path / "run"), objective={"kind": "contrast", "guide": str(tmp_path / "empty")}))
+    needs = {}
+    for guide in ("base", "minilm"):
+        made = recipe(embed(work, "negatives", objective={"kind": "contrast", "guide": guide}))
+        needs[guide] = rehearse(made, read_data(made))
+    assert needs["base"].beside == 0
+    assert needs["minilm"].beside == 4 * 22_713_216
 
 
 def test_it_learns_what_can_be_learnt_and_nothing_from_shuffled_labels(work, tmp_path):

@@ -9,18 +9,24 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import yaml
 
 import shop
 import tunesmith
 from tunesmith.advice.rehearsal import rehearse
 from tunesmith.comparison.arms import EIGHT
+from tunesmith.construct import build
+from tunesmith.construct import options as options_of
 from tunesmith.dataset import read_data
 from tunesmith.errors import Refusal
-from tunesmith.explanation.explain import explain
+from tunesmith.explanation.explain import choices, explain
 from tunesmith.explanation.figure import Figure
 from tunesmith.guide import GUIDE
 from tunesmith.objectives import OBJECTIVES
 from tunesmith.recipe import recipe
+from tunesmith.sources.streams import STREAMS
+from tunesmith.strategies import STRATEGIES
+from tunesmith.updates import UPDATES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -114,3 +120,29 @@ def test_the_gallery_is_up_to_date(tmp_path):
     assert len(made) == 1 + 2 * len(EIGHT)
     for name, text in made.items():
         assert (ROOT / "docs" / name).read_text() == text, f"python docs/gallery.py has not been run since {name} changed"
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "line"),
+    [
+        ("ppo", "reinforce", "objective: {kind: reinforce, algorithm: ppo}"),
+        ("dpo", "prefer", "objective: {kind: prefer, loss: dpo}"),
+        ("supcon", "contrast", "objective: {kind: contrast, loss: supcon}"),
+        ("ewc", "sequence", "strategy: ewc"),
+        ("pcgrad", "mix", "update: {kind: pcgrad}"),
+    ],
+)
+def test_a_choice_within_a_row_leads_there(name, row, line):
+    found = explain(name)
+    assert (found.row, found.facts[0]) == (row, f"{name} is written `{line}`")
+    assert found.facts[2:] == explain(row).facts
+
+
+def test_what_a_choice_is_written_as_can_be_read():
+    for row, line in choices().values():
+        (section, written), *_ = yaml.safe_load(line).items()
+        if section == "objective":
+            assert build(options_of(OBJECTIVES[written.pop("kind")]), written, section, None)
+        else:
+            assert (written if section == "strategy" else written["kind"]) in {"strategy": STRATEGIES, "update": UPDATES}[section]
+            assert row in STREAMS

@@ -37,7 +37,7 @@ def main() -> None:
     args.add_argument("--blocks", default="0,2,4", help="of desk-lm, that the student keeps; none named: all")
     args.add_argument("--out", type=Path, default=Path("runs/proofs/distil-text"))
     args.add_argument("--seeds", type=int, default=1)
-    args.add_argument("--threads", type=int, default=1)
+    args.add_argument("--threads", type=int, default=2)
     given = args.parse_args()
     out, began = given.out, time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)

@@ -63,6 +63,11 @@ class Description:
         """Whether it is answered in words of the vocabulary."""
         return bool(self.objective) or any("objective" in one for one in self.tasks.values())
 
+    @property
+    def base(self) -> Origin:
+        """What was tuned."""
+        return origin(self.model["name"], self.model["revision"], self.model["bits"], self.model.get("blocks"))
+
 
 def save_artifact(
     folder: Path, net: Transformer, delta: Delta, method: Method, about: Description, tokenizer: Any, beside: Mapping[str, torch.Tensor] | None = None
@@ -160,7 +165,7 @@ def load(folder: str | Path, *, device: str = "cpu", quantised: bool = True, kee
     """
     about, folder = describe(folder), artifact_of(folder)
     task = task_from(about.task)
-    source = origin(about.model["name"], about.model["revision"], about.model["bits"] if quantised else None, about.model.get("blocks"))
+    source = about.base if quantised else replace(about.base, bits=None)
     tokenizer = load_tokenizer(Origin(str(folder), str(folder)))
     asked = {name: (task_from(one["task"]), from_plain(tokenizer, one["reader"], device), one) for name, one in about.tasks.items()}
     generates = "generate" in (task.name, *(t.name for t, _, _ in asked.values()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .artifact import load
-from .core import Batch, Delta, Network
+from .artifact import describe, load
+from .core import Batch, Delta, Network, Objective
+from .dataset import Dataset
 from .embedding import vectors
 from .errors import Refusal
-from .networks.load import load_config, load_network, load_tokenizer, origin
+from .networks.blank import bytes_of
+from .networks.load import Origin, load_config, load_network, load_tokenizer, origin
 from .networks.transformer import Transformer
+from .recipe import Recipe
 from .sources.enriched import Enriched
 from .sources.table import Table
 from .sources.text.encode import Reader
@@ -40,31 +43,34 @@ class Embedder:
         """(n, D): unit vectors of texts that play this role (anchor, positive, text)."""
         return vectors(self.net, self.reader, texts, role if role in self.reader.prompts else "text")
 
-    def of_rows(self, examples: Sequence[Related]) -> Callable[[Network, Batch], Tensor]:
-        """(B, D) for the rows of a batch, which are the texts of these examples in their order; all are read when the first is asked for."""
+    def of_rows(self, examples: Sequence[Related]) -> Tensor:
+        """(n, D) for the texts of these examples, in their order."""
         flat = [(side, text) for e in examples for side, text in enumerate(e.texts)]
-        store: list[Tensor] = []
+        made = torch.empty(len(flat), self.net.anatomy.width)
+        for role, rows in {"anchor": [i for i, (s, _) in enumerate(flat) if s == 0], "positive": [i for i, (s, _) in enumerate(flat) if s]}.items():
+            if rows:
+                made[rows] = self.of([flat[i][1] for i in rows], role)
+        return made
 
-        def ask(net: Network, batch: Batch) -> Tensor:
-            if not store:
-                made = torch.empty(len(flat), self.net.anatomy.width)
-                for role, rows in {"anchor": [i for i, (s, _) in enumerate(flat) if s == 0], "positive": [i for i, (s, _) in enumerate(flat) if s]}.items():
-                    if rows:
-                        made[rows] = self.of([flat[i][1] for i in rows], role)
-                store.append(made)
-            return store[0][batch["row"].cpu()].to(batch["row"].device)
 
-        return ask
+def source_of(name: str) -> Origin:
+    """What is loaded for an embedder of this name: the folder of a run, or a model (hub id, folder or minilm). Raises Refusal where that is none, before a weight is."""
+    if not (Path(name) / "artifact").is_dir():
+        source = origin(name)
+        load_config(source)
+        return source
+    about = describe(name)
+    if about.task["name"] != "embed":
+        raise Refusal(f"{name} was trained for `task: {about.task['name']}`", where="model", fix="a run of task: embed, or a model")
+    return about.base
 
 
 def embedder(name: str, device: torch.device | str = "cpu") -> Embedder:
-    """`name` is the folder of a run, or a model: hub id, folder or minilm."""
+    """Raises Refusal as `source_of`."""
+    source = source_of(name)
     if (Path(name) / "artifact").is_dir():
         tuned = load(name, device=str(device))
-        if tuned.task.name != "embed":
-            raise Refusal(f"{name} was trained for `task: {tuned.task.name}`", where="model", fix="a run of task: embed, or a model")
         return Embedder(tuned.net, tuned.reader)
-    source = origin(name)
     tokenizer, config = load_tokenizer(source), load_config(source)
     limits = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length, LENGTH)
     net = load_network(source, generates=False, device=device, tokenizer=tokenizer)
@@ -77,9 +83,26 @@ def embedded_by_base(delta: Delta, net: Network, batch: Batch) -> Tensor:
         return net.pooled(batch)
 
 
+def guidable(recipe: Recipe, data: Dataset, learn: Objective) -> None:
+    """Raises Refusal where there is no such guide."""
+    if (name := recipe.objective["guide"]) != "base":
+        source_of(name)
+
+
+def guide_weighs(recipe: Recipe, data: Dataset, learn: Objective) -> tuple[int, int]:
+    """Bytes of the guide's weights, which are in memory while it is asked."""
+    return (0 if (name := recipe.objective["guide"]) == "base" else bytes_of(source_of(name), generates=False)), 0
+
+
 def guided(source: Table | Enriched, setting: Setting) -> Witness:
-    """guide (B, D): what the base, or another model, makes of each text; asked once."""
-    name, told = setting.recipe.objective["guide"], setting.told("guide, once")
+    """guide (B, D): what the base, or another model, makes of each text; asked once, and let go."""
+    name, told, store = setting.recipe.objective["guide"], setting.told("guide, once"), list[Tensor]()
     if name == "base":
         return Witness(source, "guide", partial(embedded_by_base, setting.delta), told=told)
-    return Witness(source, "guide", embedder(name, setting.net.device).of_rows(setting.data.train.examples), told=told)  # type: ignore[arg-type]
+
+    def ask(net: Network, batch: Batch) -> Tensor:
+        if not store:
+            store.append(embedder(name, setting.net.device).of_rows(setting.data.train.examples))  # type: ignore[arg-type]
+        return store[0][batch["row"].cpu()].to(batch["row"].device)
+
+    return Witness(source, "guide", ask, told=told)

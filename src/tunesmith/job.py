@@ -13,7 +13,7 @@ import torch
 from .core import Delta, Listener, Method, Objective, Ragged, Run
 from .curriculum import keys_of, known_after
 from .dataset import Dataset, Part
-from .embedder import guided
+from .embedder import guidable, guide_weighs, guided
 from .errors import Refusal
 from .evaluate.evaluate import Probe
 from .judging import probe_of_all
@@ -183,7 +183,7 @@ class Column:
 
 COLUMNS = {
     "advantage": Column(rollouts, playable, notes),
-    "guide": Column(guided),
+    "guide": Column(guided, guidable, beside=guide_weighs),
     "other": Column(others),
     "other_reference": Column(other_reference),
     "reference": Column(reference),

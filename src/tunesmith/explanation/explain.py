@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, get_args
 
 from ..advice.evidence import Cell, cells_of, rows_of
 from ..comparison.arms import EIGHT
@@ -64,10 +64,17 @@ class Explanation:
 
 
 def explain(name: str, model: str = "minilm", options: Sequence[str] = (), task: str | None = None) -> Explanation:
-    """Of a method on a model, or of an objective or a stream. Only the model's configuration is read. Raises Refusal for a name that is none of them."""
+    """Of a method on a model, of an objective or a stream, or of the row that a loss, an algorithm, a strategy or an update belongs to.
+
+    Only the model's configuration is read. Raises Refusal for a name that is none of them.
+    """
     if name in METHODS and METHODS[name].learns:
         return of_method(name, model, options, task)
     if name not in GUIDE and name not in OBJECTIVES and name not in METHODS:
+        if name in (chosen := choices()):
+            row, line = chosen[name]
+            whole = explain(row, model, options, task)
+            return replace(whole, facts=[f"{name} is written `{line}`", "", *whole.facts])
         known = sorted({*METHODS, *GUIDE, *OBJECTIVES})
         near = closest(name, known)
         raise Refusal(f"there is no row {name!r}", where="explain", fix=f"did you mean `{near}`?" if near else f"one of {', '.join(known)}")
@@ -81,6 +88,16 @@ def explain(name: str, model: str = "minilm", options: Sequence[str] = (), task:
     facts += ["options: " + ", ".join(options)] if options else []
     kind = ROWS[name].kind if name in ROWS else "objective"
     return Explanation(name, kind, text_of(name), about, method.paper if method else "", None, facts, [])
+
+
+def choices() -> dict[str, tuple[str, str]]:
+    """Names that are a choice within a row: the row, and the line of a recipe that makes it."""
+    found = {name: ("sequence", f"strategy: {name}") for name in STRATEGIES}
+    found |= {name: ("mix", f"update: {{kind: {name}}}") for name, update in UPDATES.items() if update.several}
+    for row, objective in OBJECTIVES.items():
+        kinds = {f.name: get_args(f.type) for f in fields(options_of(objective)) if f.name in ("loss", "algorithm")}
+        found |= {name: (row, f"objective: {{kind: {row}, {key}: {name}}}") for key, names in kinds.items() for name in names if name not in found}
+    return found
 
 
 def of_stream(name: str) -> Explanation:

@@ -49,6 +49,12 @@ def blank_network(source: Origin, *, generates: bool, worded: bool = False, drop
                 remembered.cache_clear()  # they hold tensors without storage now
 
 
+def bytes_of(source: Origin, generates: bool) -> int:
+    """Of a network's weights, none of which is loaded."""
+    with blank_network(source, generates=generates) as net:
+        return sum(p.untyped_storage().nbytes() for p in net.parameters())
+
+
 def unreal(model: nn.Module) -> None:
     """Every parameter and buffer becomes one that claims to lie on the CPU; tied ones stay tied."""
     made: dict[int, torch.Tensor] = {}

@@ -13,8 +13,7 @@ from safetensors import safe_open
 from ..core import Objective, Ragged
 from ..dataset import Dataset
 from ..errors import Refusal
-from ..networks.blank import blank_network
-from ..networks.load import Origin
+from ..networks.blank import bytes_of
 from ..objectives.distil import Distil
 from ..parallel import told as told_by_first
 from ..recipe import Recipe
@@ -46,11 +45,6 @@ def weighed(recipe: Recipe, data: Dataset, learn: Objective) -> tuple[int, int]:
     sources = [named(recipe, data, name).source for name in learn.teachers if not stored(name)]
     largest = max((bytes_of(source, recipe.generates) for source in sources), default=0)
     return largest, largest if learn.on_policy else 0
-
-
-def bytes_of(source: Origin, generates: bool) -> int:
-    with blank_network(source, generates=generates) as net:
-        return sum(p.untyped_storage().nbytes() for p in net.parameters())
 
 
 def taught(source: Table | Enriched, setting: Setting) -> Answers | Written:

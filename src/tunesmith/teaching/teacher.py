@@ -14,7 +14,7 @@ import transformers as hf
 import xxhash
 from torch import Tensor, nn
 
-from ..artifact import Description, describe, load
+from ..artifact import describe, load
 from ..checkpoint import digest
 from ..core import Batch
 from ..dataset import Dataset, reader_for
@@ -107,14 +107,10 @@ def of_run(recipe: Recipe, data: Dataset, folder: Path) -> Named:
         )  # fmt: skip
     labels = tuple(about.task["labels"])
     same_labels(labels, data.task.labels, str(folder))
-    source, blocks = base_of(about), about.model.get("blocks")
+    source, blocks = about.base, about.model.get("blocks")
     identity = hashed(*sorted(inside.glob("*.safetensors")), inside / "tunesmith.json")
     reader = Reader(load_tokenizer(Origin(str(inside), str(inside))), **about.reader)
     return Named(str(folder), source, labels, reader, load_config(source), blocks, identity, lambda device: taught_by_run(folder, device))
-
-
-def base_of(about: Description) -> Origin:
-    return origin(about.model["name"], about.model["revision"], about.model["bits"], about.model.get("blocks"))
 
 
 def taught_by_run(folder: Path, device: torch.device) -> Teacher:
