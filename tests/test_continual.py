@@ -429,12 +429,13 @@ def test_a_stage_moves_its_own_block_of_the_rank(work: Path) -> None:
     assert config["peft_type"] == "LORA" and config["r"] == 6
 
 
-def test_a_rank_that_is_too_small_for_the_stages_is_refused(work: Path) -> None:
+def test_a_rank_that_is_too_small_for_the_stages_is_refused_before_loading(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.shared.load_network", lambda *_, **__: pytest.fail("loaded"))
     for strategy, rank in (({"kind": "olora"}, 2), ({"kind": "olora", "room": 9}, 8), ({"kind": "olora", "room": 2}, 8)):
         with pytest.raises(Refusal, match="stages"):
-            assembled(made(work, strategy, method={"kind": "lora", "rank": rank}))
+            run(recipe(made(work, strategy, method={"kind": "lora", "rank": rank})), staged.QUIET)
     with pytest.raises(Refusal, match="no sum over the rank"):
-        assembled(made(work, "olora", method={"kind": "lora", "dora": True}))
+        run(recipe(made(work, "olora", method={"kind": "lora", "dora": True})), staged.QUIET)
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "head"])

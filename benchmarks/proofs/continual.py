@@ -53,8 +53,9 @@ def rows(part: str, each: int) -> list[Row]:
 
 
 def made(work: Path, method: str, strategy: str, scenario: str, stages: int) -> Row:
+    ranked: Row = {"method": {"kind": method, "rank": max(8, stages)}} if strategy == "olora" else {"method": method}  # a direction a stage at least
     return {
-        "model": "minilm", "task": "classify", "data": {"train": str(work / "train.jsonl"), "eval": str(work / "test.jsonl")}, "method": method,
+        "model": "minilm", "task": "classify", "data": {"train": str(work / "train.jsonl"), "eval": str(work / "test.jsonl")}, **ranked,
         "stream": {"kind": "sequence", "by": "domain", "into": stages, "scenario": scenario}, "strategy": {"kind": strategy, **STRATEGIES[strategy]},
         "budget": {"epochs": 2}, "checkpoint": {"every": 10**6}, "dtype": "bf16", "threads": 1,
     }  # fmt: skip

@@ -118,6 +118,7 @@ def agreed(recipe: Recipe, data: Dataset) -> Objective:
     each, stream = recipe.each(), recipe.built_stream()
     found = {one.task.key: agreed_for_one(each.get(name, recipe), one) for name, one in data.each.items()}
     recipe.built_method().foreseen(asdict(recipe.model))
+    recipe.built_strategy().foreseen(recipe.built_method(), len(data.each))
     form_of(recipe, next(iter(found.values())))
     if len(found) == 1:
         return next(iter(found.values()))

@@ -10,8 +10,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from ..core import Delta, Network, Objective, Run, Source, Stage
+from ..core import Delta, Method, Network, Objective, Run, Source, Stage
 from ..errors import Refusal
+from ..methods import LoRA
 from ..updates import Form
 from .around import Once, Then
 from .strategy import Strategy, number
@@ -56,21 +57,22 @@ class OLoRA(Strategy):
         self.now = slice(0, 0)
         self.rest: dict[str, Tensor] = {}
 
+    def foreseen(self, method: Method, stages: int) -> None:
+        assert isinstance(method, LoRA)
+        if method.dora or method.start == "pissa":
+            which = "dora" if method.dora else "start: pissa"
+            raise Refusal(f"`strategy: olora` and `{which}`, whose change is no sum over the rank", where="method", fix="plain lora")
+        if self.room and stages > self.room:
+            raise Refusal(f"room for {self.room} stages, and there are {stages}", where="strategy.room", fix="leave `room` out, or a larger one")
+        if (room := self.room or stages) > method.rank:
+            raise Refusal(f"a LoRA of rank {method.rank} for {room} stages", where="method.rank", fix=f"rank: {8 * room}")
+
     def meet(self, net: Network, delta: Delta, kinds: Mapping[str, str]) -> None:
         self.params = {n: p for n, p in delta.parameters().items() if n.endswith((".lora.A", ".lora.B"))}
-        if odd := [n for n in delta.added if n.endswith((".lora.m", ".lora.A0"))]:
-            which = "dora" if odd[0].endswith("m") else "start: pissa"
-            raise Refusal(f"`strategy: olora` and `{which}`, whose change is no sum over the rank", where="method", fix="plain lora")
         self.rank = min(len(p) for n, p in self.params.items() if n.endswith("A"))
 
     def source(self, source: Any, stage: int) -> tuple[Source, int]:
         self.stages = stage + 1
-        if (self.room or self.stages) > self.rank:
-            raise Refusal(
-                f"a LoRA of rank {self.rank} for {self.room or self.stages} stages", where="method.rank", fix=f"rank: {8 * (self.room or self.stages)}"
-            )
-        if self.room and self.stages > self.room:
-            raise Refusal(f"room for {self.room} stages, and there are more", where="strategy.room", fix="leave `room` out, or a larger one")
         return source, 1
 
     def objective(self, learn: Objective) -> Objective:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..core import Delta, Listener, Network, Objective, Run, Source, Stage
+from ..core import Delta, Listener, Method, Network, Objective, Run, Source, Stage
 from ..updates import Form
 
 
@@ -34,6 +34,9 @@ class Strategy(Listener):
     hears: ClassVar[bool] = False
     base: ClassVar[bool] = False
     anchors: ClassVar[bool] = False
+
+    def foreseen(self, method: Method, stages: int) -> None:
+        """Raises Refusal for what can be told before a weight is loaded, of a method and so many stages."""
 
     def source(self, source: Any, stage: int) -> tuple[Source, int]:
         """What is trained on in a stage, and how many batches a step has."""
