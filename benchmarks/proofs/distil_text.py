@@ -1,6 +1,6 @@
 """Proof that a language model learns from its teacher: a part of desk-lm learns to put a restaurant's data in words from 200 rows, and from what its teacher writes.
 
-TUNESMITH_DATA=folder with e2e_nlg/      python benchmarks/proofs/distil_text.py [--teacher FOLDER --blocks ""] [--out FOLDER] [--seeds 1]
+TUNESMITH_DATA=folder with e2e_nlg/      python benchmarks/proofs/distil_text.py [--teacher FOLDER --blocks ""] [--steps 200] [--out FOLDER] [--seeds 1]
 
 teacher      desk-lm, or another model with its tokenizer, such as what models/desk_lm/make.py --teacher makes; fine-tuned on all rows of 3 in 4 of E2E's meanings
 student      desk-lm with blocks 0, 2 and 4 of five kept, or whole; every arm takes the same number of steps of 32 rows at the same rate
@@ -27,7 +27,7 @@ from rows import written
 import tunesmith
 from tunesmith.ask import learnable
 
-STEPS, RATE = 250, 5e-4
+RATE = 5e-4
 Rows = list[dict[str, str]]
 
 
@@ -36,6 +36,7 @@ def main() -> None:
     args.add_argument("--teacher", default="desk-lm", help="a folder or a hub id of a model with desk-lm's tokenizer")
     args.add_argument("--blocks", default="0,2,4", help="of desk-lm, that the student keeps; none named: all")
     args.add_argument("--out", type=Path, default=Path("runs/proofs/distil-text"))
+    args.add_argument("--steps", type=int, default=200)
     args.add_argument("--seeds", type=int, default=1)
     args.add_argument("--threads", type=int, default=2)
     given = args.parse_args()
@@ -45,7 +46,7 @@ def main() -> None:
     judged, everything = written(out / "judged.jsonl", left), written(out / "all.jsonl", known)
     student = {"name": "desk-lm", **({"blocks": [int(b) for b in given.blocks.split(",")]} if given.blocks else {})}
     made = {
-        "task": "generate", "model": student, "method": "full", "budget": {"steps": STEPS}, "update": {"rate": RATE},
+        "task": "generate", "model": student, "method": "full", "budget": {"steps": given.steps}, "update": {"rate": RATE},
         "evaluate": {"every": 100_000, "best": False, "samples": 0}, "checkpoint": {"every": 100_000}, "threads": given.threads,
     }  # fmt: skip
     run = lambda name, rows, **rest: tunesmith.run({**made, "data": {"train": rows, "eval": judged}, "out": str(out / name), **rest})
