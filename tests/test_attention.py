@@ -16,7 +16,7 @@ from tunesmith.networks import attention
 from tunesmith.networks.attention import Room, Seat, packed, packed_masks, padded
 from tunesmith.networks.dropout import dropout
 from tunesmith.networks.kernels import KERNELS, Rules
-from tunesmith.networks.layout import CALL_COST, Gather, Scatter, cheapest_cuts, layout
+from tunesmith.networks.layout import CALL_COST, Gather, Scatter, bounds_of, cheapest_cuts, layout
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -64,6 +64,7 @@ def test_layout(lengths: list[int], first: int) -> None:
     lay = layout(tuple(lengths), first, CPU)
     assert lay.positions.tolist() == [[first + i for n in lengths for i in range(n)]]
     assert lay.bounds.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    assert bounds_of(tuple(lengths), 3, CPU).tolist() == [sum(lengths[:i]) + 3 * i for i in range(len(lengths) + 1)]
     tokens = torch.arange(sum(lengths))
     ordered = tokens if lay.order is None else tokens[lay.order]
     assert (lay.order is None) == (lengths == sorted(lengths))
@@ -288,13 +289,14 @@ def test_the_function_that_transformers_calls() -> None:
 @pytest.mark.parametrize(("window", "rows"), [(0, 0), (5, 0), (0, 3), (5, 3)])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_varlen_equals_naive(causal: bool, window: int, rows: int, groups: int) -> None:
-    """And so do its gradients, of the prefix too; as far as scores in bf16 go (up to 14 here, rounded to 0.03; a H200 was up to 0.061 away)."""
+    """And so do its gradients, of the prefix too. Scores are rounded to bf16, so they are kept as small as models have them."""
     c = case([9, 2, 30], causal, window, groups, rows=rows, dim=16).to(torch.bfloat16)
+    c = replace(c, rules=replace(c.rules, scale=0.3))
     exact, rounded = [[x.to(where).requires_grad_() for x in (c.query, c.key, c.value, *(c.prefix or ()))] for where in (torch.float64, "cuda")]
     again = lambda x: replace(c, query=x[0], key=x[1], value=x[2], prefix=tuple(x[3:]) or None)
     room = Room(layout(c.lengths, 0, rounded[0].device), None, "varlen")
     outs = naive(again(exact)), packed(*rounded[:3], room, c.rules, again(rounded).prefix)
-    torch.testing.assert_close(outs[1].cpu().double(), outs[0], rtol=0, atol=8e-2)
+    torch.testing.assert_close(outs[1].cpu().double(), outs[0], rtol=0, atol=5e-2)
     for out in outs:
         (out * torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype).view_as(out)).sum().backward()
     for a, b in zip(exact, rounded, strict=True):

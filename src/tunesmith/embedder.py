@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,13 +96,9 @@ def guide_weighs(recipe: Recipe, data: Dataset, learn: Objective) -> tuple[int, 
 
 def guided(source: Table | Enriched, setting: Setting) -> Witness:
     """guide (B, D): what the base, or another model, makes of each text; asked once, and let go."""
-    name, told, store = setting.recipe.objective["guide"], setting.told("guide, once"), list[Tensor]()
+    name, told = setting.recipe.objective["guide"], setting.told("guide, once")
     if name == "base":
         return Witness(source, "guide", partial(embedded_by_base, setting.delta), told=told)
 
-    def ask(net: Network, batch: Batch) -> Tensor:
-        if not store:
-            store.append(embedder(name, setting.net.device).of_rows(setting.data.train.examples))  # type: ignore[arg-type]
-        return store[0][batch["row"].cpu()].to(batch["row"].device)
-
-    return Witness(source, "guide", ask, told=told)
+    said = cache(lambda: embedder(name, setting.net.device).of_rows(setting.data.train.examples))  # type: ignore[arg-type]
+    return Witness(source, "guide", lambda net, batch: said()[batch["row"].cpu()].to(batch["row"].device), told=told)

@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from . import attention
-from .layout import layout, own_tokens, with_prompt
+from .layout import bounds_of, layout, own_tokens, with_prompt
 from .load import UNABLE, Origin, attention_for, auto_class, block_arity, laid_out, load_config, set_dropout
 from .shorten import keep_blocks
 from .transformer import Transformer
@@ -45,7 +45,7 @@ def blank_network(source: Origin, *, generates: bool, worded: bool = False, drop
         try:
             yield net
         finally:
-            for remembered in (layout, with_prompt, own_tokens):
+            for remembered in (layout, bounds_of, with_prompt, own_tokens):
                 remembered.cache_clear()  # they hold tensors without storage now
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dropout import dropout as drop
-from .layout import Gather, Layout, with_prompt
+from .layout import Gather, Layout, bounds_of, with_prompt
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, lay: Layout, rules: Rules, prefix: t
         before = len(prefix[0])
         order = with_prompt(lay.lengths, before, q.device)
         k, v = (Gather.apply(torch.cat([rows.repeat(len(lay.lengths), 1, 1), x]), order) for rows, x in zip(prefix, (k, v), strict=True))
-        bounds = bounds + before * torch.arange(len(bounds), dtype=bounds.dtype, device=bounds.device)
+        bounds = bounds_of(lay.lengths, before, q.device)
     extra: dict[str, object] = {"scale": rules.scale} if "scale" in known else {}
     if "window_size" in known:
         extra["window_size"] = (rules.window - 1 if rules.window else -1, 0 if rules.causal else rules.window - 1 if rules.window else -1)

@@ -75,10 +75,9 @@ def layout(lengths: tuple[int, ...], first_position: int, device: torch.device, 
         spans = torch.arange(sum(lengths) + filler).split([*lengths, filler])
         order = torch.cat([*(spans[i] for i in by_length), spans[-1]])
     positions = torch.cat([*(torch.arange(n) for n in lengths), torch.zeros(filler, dtype=torch.long)]) + first_position
-    bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
     buckets = tuple(group(tuple(sorted(lengths)), device))
     back = None if order is None else order.argsort().to(device)
-    return Layout(lengths, buckets, None if order is None else order.to(device), back, positions[None].to(device), bounds.to(device), filler)
+    return Layout(lengths, buckets, None if order is None else order.to(device), back, positions[None].to(device), bounds_of(lengths, 0, device), filler)
 
 
 def shared(lay: Layout, stems: Stems, filler: int) -> Layout:
@@ -141,6 +140,12 @@ class Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+@lru_cache(maxsize=64)
+def bounds_of(lengths: tuple[int, ...], prompt: int, device: torch.device) -> Tensor:
+    """(B + 1,) int32: where rows begin and the last one ends, with `prompt` more before each."""
+    return F.pad((torch.tensor(lengths) + prompt).cumsum(0), (1, 0)).int().to(device)
 
 
 @lru_cache(maxsize=64)
