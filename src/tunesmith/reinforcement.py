@@ -13,7 +13,9 @@ from .environments import environment
 from .errors import Refusal
 from .evaluate.evaluate import Outcome, Probe
 from .evaluate.metrics import Scores
+from .networks.blank import bytes_of
 from .networks.load import origin
+from .networks.sample import Writer, sample
 from .objectives.reinforce import Reinforce
 from .playing import answers, games
 from .progress import Reporter
@@ -23,6 +25,8 @@ from .sources.advantages import Estimator
 from .sources.rollouts import Plan, Rollouts
 from .sources.table import Table
 from .updates.descend import pieces
+from .vllm_writer import Engine
+from .vllm_writer import foreseen as writable
 
 if TYPE_CHECKING:
     from .artifact import Tuned
@@ -33,7 +37,9 @@ AT_ONCE = 64  # samples that are scored together when a run is judged
 
 
 def foreseen(recipe: Recipe, data: Dataset, learn: Reinforce) -> None:
-    """Raise Refusal, before weights are loaded, where what is to be asked for a reward is not there."""
+    """Raise Refusal, before weights are loaded, where what is to be asked for a reward is not there, or what is to write cannot."""
+    if learn.engine == "vllm":
+        writable(recipe.built_method(), recipe.model.bits, data.reader.seq2seq)
     if learn.environment is None:
         reward(learn.reward or "", load=False)
         return
@@ -46,21 +52,29 @@ def foreseen(recipe: Recipe, data: Dataset, learn: Reinforce) -> None:
         )
 
 
+def engine_weighs(recipe: Recipe, data: Dataset, learn: Reinforce) -> tuple[int, int]:
+    """Bytes of another engine's weights, keys and values, which are in memory all along."""
+    return 0, 0 if learn.engine == "own" else bytes_of(data.source, generates=True) + int(learn.cache * 2**30)
+
+
 def rollouts(source: Any, setting: Setting) -> Rollouts:
     """The source of a reinforced run, over the training rows."""
-    return built(source, setting.data.train, setting)
+    learn = setting.objective
+    assert isinstance(learn, Reinforce)
+    write = sample if learn.engine == "own" else Engine(setting.delta, learn.cache)
+    return built(source, setting.data.train, setting, write, cap=None if learn.engine == "own" else learn.cap)
 
 
-def built(source: Any, part: Part, setting: Setting) -> Rollouts:
+def built(source: Any, part: Part, setting: Setting, write: Writer = sample, cap: float | None = None) -> Rollouts:
     recipe, learn = setting.recipe, setting.objective
     assert isinstance(learn, Reinforce)
     a, say = learn.row, lambda text: setting.reporter.say(text, "yellow")
     plan = Plan(
         prompts=recipe.update.batch * a.minibatches // a.group, group=a.group, batch=recipe.update.batch, epochs=a.epochs, beta=a.beta, in_reward=a.kl == "reward",
-        target=learn.target, horizon=learn.horizon, keep_cut=a.truncated == "keep", penalty=learn.penalty, diverse=learn.environment is None,
+        target=learn.target, horizon=learn.horizon, keep_cut=a.truncated == "keep", penalty=learn.penalty, diverse=learn.environment is None, cap=cap,
     )  # fmt: skip
     estimator = Estimator(a.baseline, a.scale, a.whiten, learn.discount, learn.trace)  # type: ignore[arg-type]
-    play = (answers if learn.environment is None else games)(part, setting, say)
+    play = (answers if learn.environment is None else games)(part, setting, write, say)
     return Rollouts(source.table, plan, estimator, play, learn.read, partial(setting.delta.absent, cast=True), partial(pieces, tokens=recipe.update.micro), say)
 
 

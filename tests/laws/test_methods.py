@@ -358,10 +358,14 @@ def test_merged_is_the_tuned_network_without_inserts(variant: str, name: str) ->
         assert isinstance(method, Adapter | Prompt | Prefix | Fusion | Mixture)
         return
     stir(delta.parameters())
-    batch = batch_for(net)
+    batch, before = batch_for(net), state(net)
     tuned = answer(net, batch)
+    plain = dict(delta.folded())
+    assert equal(state(net), before)
+    assert torch.equal(answer(net, batch), tuned)
     delta.merge()
     torch.testing.assert_close(answer(net, batch), tuned, rtol=1e-5, atol=1e-5)
+    assert equal(plain, dict(net.model.named_parameters(remove_duplicate=False)))
     new = set(net.state_dict()) - keys
     assert keys <= set(net.state_dict())
     assert all(n.endswith(".bias") and n.removesuffix(".bias") in net.anatomy.linears for n in new)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Refusal
-from .network import Insert, Network
+from .network import Graft, Insert, Network
 
 WIDTHS = {"encoder": 384, "decoder": 2048, "seq2seq": 512}  # for which the methods' rates are given
 
@@ -185,6 +185,20 @@ class Delta:
             insert.fold()
             insert.ungraft()
         return self.net
+
+    @torch.no_grad()
+    def folded(self) -> Iterator[tuple[str, Tensor]]:
+        """The tuned network as a plain one, a parameter at a time, by the names under `net.model`: as `merge` would leave it, and nothing is touched."""
+        grafts = {id(insert.host): insert for insert in self.inserts if isinstance(insert, Graft)}
+        if len(grafts) < len(self.inserts):
+            raise RuntimeError("what stands outside the layers cannot be folded")
+        guests = {id(module) for insert in self.inserts for module in insert.modules()}
+        for path, module in self.net.model.named_modules():
+            if id(module) in guests:
+                continue
+            changed = grafts[id(module)].folded() if id(module) in grafts else {}
+            for name, value in (dict(module.named_parameters(recurse=False)) | changed).items():
+                yield f"{path}.{name}" if path else name, value.detach()
 
     @contextmanager
     def absent(self, cast: bool = False) -> Iterator[Network]:

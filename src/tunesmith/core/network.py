@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from .data import Batch, Ragged
@@ -167,6 +168,19 @@ class Graft(Insert):
     @property
     def host(self) -> nn.Module:
         return self._site[0]
+
+    def folded(self) -> dict[str, Tensor]:
+        """The host's own parameters, by name, as they are with the change in them; only where the method merges."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        for name, value in self.folded().items():
+            own = getattr(self.host, name)
+            if own is None:
+                setattr(self.host, name, nn.Parameter(value))
+            else:
+                own.copy_(value)
 
     def ungraft(self) -> None:
         host, name, before = self._site

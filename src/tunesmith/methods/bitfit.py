@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Graft, Insert, Method, Network
+from ..core import Delta, Graft, Insert, Method, Network
+from ..errors import Refusal
 from .linear import features, quantised
 
 
@@ -47,6 +48,18 @@ def added_bias(host: nn.Module) -> Insert:
     return bias
 
 
+def make_room(net: Network, delta: Delta, config: Any, where: str) -> None:
+    """Tell a published configuration, in place, that there are biases where they were added. Raises Refusal where it has no word for them."""
+    if not any(name.endswith(".bitfit.bias") for name in delta.added):
+        return
+    keys = [key for key in ("attention_bias", "mlp_bias") if hasattr(config, key)]
+    if len(keys) < 2:
+        what = f"the class {type(net.model).__name__} has no place for the biases that bitfit added"
+        raise Refusal(what, where=where, fix="method: lora; an artifact with them is loaded by Tunesmith")
+    for key in keys:
+        setattr(config, key, True)
+
+
 class AddedBias(Graft):
     """y = W x + b, b = 0 at the start."""
 
@@ -58,6 +71,6 @@ class AddedBias(Graft):
         y = inner(x)
         return y + self.bias.to(y.dtype)
 
-    def fold(self) -> None:
+    def folded(self) -> dict[str, Tensor]:
         dtype = torch.float32 if quantised(self.host) else self.host.weight.dtype  # a 4-bit weight's dtype is that of its storage
-        self.host.bias = nn.Parameter(self.bias.detach().to(dtype))  # type: ignore[arg-type]
+        return {"bias": self.bias.detach().to(dtype)}  # type: ignore[arg-type]

@@ -21,6 +21,11 @@ def weight_of(layer: nn.Module) -> Tensor:
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # type: ignore[return-value]
 
 
+def as_stored(layer: nn.Module, weight: Tensor) -> Tensor:
+    """(out, in) as the layer lays its weight out."""
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
 def quantised(layer: nn.Module) -> bool:
     """Stored in 4 or 8 bits. Packed 4-bit values may lie in a floating dtype; their scales give them away."""
     return not layer.weight.is_floating_point() or "quant_state" in vars(layer.weight)  # type: ignore[union-attr,operator]

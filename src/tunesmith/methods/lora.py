@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core import Graft, Insert, Method, Network
 from ..errors import Refusal
-from .linear import features, find, quantised, weight_of
+from .linear import as_stored, features, find, quantised, weight_of
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,14 @@ class LowRank(Graft):
         return (weight_of(self.host).float() + self.change()).norm(dim=1)
 
     @torch.no_grad()
-    def fold(self) -> None:
+    def folded(self) -> dict[str, Tensor]:
         if self.packed:
             why = "rounding W + sBA to 4 bits changes the outputs"
             raise Refusal("a quantised base cannot take the change in", where="export", why=why, fix="load the base unquantised")
         weight = weight_of(self.host)
         tuned = weight.float() + self.change()
-        weight.copy_(tuned if not self.dora else tuned * (self.m / tuned.norm(dim=1))[:, None])
+        tuned = tuned if not self.dora else tuned * (self.m / tuned.norm(dim=1))[:, None]
+        return {"weight": as_stored(self.host, tuned.to(weight.dtype))}
 
 
 class Fused(torch.autograd.Function):

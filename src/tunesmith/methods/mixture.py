@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core import Graft, Insert, Method, Network
 from ..errors import Refusal
 from .finished import Parts, agree, changes, given, made, options
-from .linear import features, find, quantised, weight_of
+from .linear import as_stored, features, find, quantised, weight_of
 from .lora import LoRA
 
 Gate = Literal["layer", "network", "token", "task"]
@@ -145,9 +145,11 @@ class Blend(Graft):
         return (share * share.new_tensor(self.scales)).repeat_interleave(ranks, -1)
 
     @torch.no_grad()
-    def fold(self) -> None:
+    def folded(self) -> dict[str, Tensor]:
         if quantised(self.host):
             raise Refusal("a quantised base cannot take the change in", where="export", fix="load the base unquantised")
         weight = weight_of(self.host)
+        tuned = weight.float()
         for share, scale, low in zip(self.fixed().tolist(), self.scales, self.lows, strict=True):
-            weight.add_((share * scale * (low.B.float() @ low.A.float())).to(weight.dtype))  # type: ignore[operator]
+            tuned = tuned + share * scale * (low.B.float() @ low.A.float())  # type: ignore[operator]
+        return {"weight": as_stored(self.host, tuned.to(weight.dtype))}

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import torch
 import transformers as hf
@@ -91,12 +92,18 @@ def sample(net: Transformer, starts: Sequence[Sequence[int]], copies: int, seeds
     """`copies` samples of each start, in this order; sample i is drawn by seeds[i]."""
     was = net.training
     net.eval()
-    rows = [Sample(i, list(starts[i // copies]), seeds[i]) for i in range(len(starts) * copies)]
+    rows = rows_of(starts, copies, seeds)
     with net.precision():
         (slots if net.packs else generated)(net, rows, copies, draw, answer)
     net.train(was)
     return rows
 
+
+def rows_of(starts: Sequence[Sequence[int]], copies: int, seeds: Sequence[int]) -> list[Sample]:
+    return [Sample(i, list(starts[i // copies]), seeds[i]) for i in range(len(starts) * copies)]
+
+
+Writer = Callable[[Transformer, Sequence[Sequence[int]], int, Sequence[int], Draw, Answer | None], list[Sample]]  # `sample`, and who writes in its place
 
 # ------------------------------------------------------------------------------------------------ in slots
 
@@ -226,14 +233,14 @@ def generated(net: Transformer, rows: Sequence[Sample], copies: int, draw: Draw,
                 torch.manual_seed(some[0].seed + len(some[0].at))
                 sampling = Sampling(draw.length, draw.temperature)
                 new = one_batch(net, [row.ids for row in some], sampling, sorted(draw.eos) or None, draw.pad)  # type: ignore[arg-type]
-                left += [row for row, tokens in zip(some, new.tolist(), strict=True) if took(row, tokens, draw, None if seq2seq else answer)]
+                left += [row for row, tokens in zip(some, new.tolist(), strict=True) if took(row, tokens, None, draw, None if seq2seq else answer)]
             going = left
 
 
-def took(row: Sample, tokens: Sequence[int], draw: Draw, answer: Answer | None) -> bool:
-    """A turn as `generate` hands it out: what stands behind the first end of text is filler."""
-    for token in tokens:
-        row.take(token, float("nan"))
+def took(row: Sample, tokens: Sequence[int], logp: Sequence[float] | None, draw: Draw, answer: Answer | None) -> bool:
+    """A turn as another writer hands it out, with its log-probabilities where it has them: what stands behind the first end of text is filler."""
+    for token, p in zip(tokens, logp or repeat(float("nan"))):
+        row.take(token, p)
         if token in draw.eos or len(row.ids) >= draw.total:
             break
     return row.goes_on(draw, answer)

@@ -35,6 +35,8 @@ class Reinforce(Objective):
     estimate     of the KL in the loss: k2 = (log ratio)^2 / 2, or k3 = ratio x (exp r - r - 1). Both have the gradient of the exact KL, weighted
                  by the ratio where the sample is older than the policy; k1 in the loss has the gradient 0, and k3 without the ratio that of the reverse KL
     target       nats a sample at which an adaptive beta holds the KL; horizon: samples after which it has moved by that share
+    engine       who writes while it learns: own, or vllm (vllm_writer.py; judging is always by own), which keeps keys and values in `cache` GiB.
+                 cap: how much more than once a token may count that is likelier to the policy than to that engine
     truncated    what a limit cut off: keep, or mask (no loss); penalty: what is taken off its score
     dual         an advantage below 0 never counts more than dual times (Ye et al. 2020, equation 5)
     value_weight, value_clip, discount, trace, critic    PPO: of the critic's loss, how far its values may move, gamma and lambda;
@@ -59,6 +61,9 @@ class Reinforce(Objective):
         length: Positive = 64,
         turns: Positive = 20,
         temperature: Above = 1.0,
+        engine: Literal["own", "vllm"] = "own",
+        cache: Above = 4.0,
+        cap: Above = 2.0,
         baseline: Literal["critic", "group", "others", "mean"] | None = None,
         ratio: Literal["token", "sequence", "geometric"] | None = None,
         mean: Literal["token", "sequence", "constant", "sum"] | None = None,
@@ -86,7 +91,7 @@ class Reinforce(Objective):
         self.length, self.turns, self.temperature, self.dual = length, turns, temperature, dual
         self.target, self.horizon, self.penalty = target, horizon, penalty
         self.value_weight, self.value_clip, self.discount, self.trace, self.over = value_weight, value_clip, discount, trace, critic
-        self.reward, self.environment = reward, environment
+        self.reward, self.environment, self.engine, self.cache, self.cap = reward, environment, engine, cache, cap
         self.estimate = estimate or ("k1" if self.row.kl == "reward" else "k3")
         self.critic: nn.Linear | None = None
         self.own: tuple[Any, ...] = ()  # the critic's network: in a tuple, lest what rests in it be stored; `moved` is what trains

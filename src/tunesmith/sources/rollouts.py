@@ -49,6 +49,8 @@ class Plan:
 
     beta, target, horizon   weight of the KL, and how it adapts where a target is given; in_reward: it is taken off the rewards
     keep_cut                samples that a limit cut off count; penalty: what is taken off their score
+    cap                     another engine draws: a token counts by how much likelier it is to the policy than to that one, at most `cap` times
+                            (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training")
     """
 
     prompts: int
@@ -61,13 +63,14 @@ class Plan:
     horizon: float = 10_000.0
     keep_cut: bool = True
     penalty: float = 0.0
+    cap: float | None = None
     diverse: bool = True  # say so where answers become all the same; an agent that plays well always does the same
 
     @property
     def fresh(self) -> bool:
         """One step a rollout: the policy that learns is the one that wrote, so its ratio is 1 whatever was drawn, and nobody need read it again.
         With the KL in the rewards it is read all the same, by the kernel that reads the reference."""
-        return self.steps == 1 and not self.in_reward
+        return self.steps == 1 and not self.in_reward and self.cap is None
 
     @property
     def samples(self) -> int:
@@ -177,6 +180,8 @@ class Rollouts:
         logp = seen.get("old", drawn)
         rewards = token_rewards(scores, logp.values, seen["reference"].values, self.beta if self.plan.in_reward else 0.0)
         advantage, returns = self.estimator(rewards, seen.get("value"), group, counted.float())
+        if self.plan.cap is not None:
+            advantage = Ragged(advantage.values * (logp.values - drawn.values).exp().clamp(max=self.plan.cap), advantage.lengths)
         said = self.said(played, total[scored], logp, seen["reference"])
         columns = {**seen, "advantage": advantage, "return": returns, "weight": counted.float(), "beta": torch.full((len(played),), self.beta)}
         columns["row"] = torch.tensor(rows).repeat_interleave(group)
