@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +63,17 @@ def by_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rules: Rules) 
 KERNELS: dict[str, Kernel] = {"matmul": by_matmul, "sdpa": by_sdpa}
 
 
+@cache
+def options_of(function: Callable[..., object]) -> frozenset[str]:
+    """The names of its parameters, which differ between versions of torch."""
+    return frozenset(inspect.signature(function).parameters)
+
+
 def varlen(q: Tensor, k: Tensor, v: Tensor, lay: Layout, rules: Rules, prefix: tuple[Tensor, Tensor] | None) -> Tensor:
     """CUDA, torch >= 2.10: no bucket and no padding at all. (N, H, d). A prefix lies before the keys of each row; the kernel counts who is seen from the end."""
     from torch.nn.attention.varlen import varlen_attn
 
-    known = inspect.signature(varlen_attn).parameters
+    known = options_of(varlen_attn)
     groups, longest, before, bounds = q.shape[1] // k.shape[1], max(lay.lengths), 0, lay.bounds
     if prefix is not None:
         before = len(prefix[0])
