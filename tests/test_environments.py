@@ -56,6 +56,17 @@ def test_an_episode_is_a_function_of_its_seed_and_touches_no_global_dice(kind) -
     assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
 
 
+@pytest.mark.parametrize("kind", [*OWN, "frozenlake", {"kind": "frozenlake", "slippery": True}, "taxi", {"kind": "taxi", "guided": 30}], ids=str)
+def test_a_world_that_begins_again_is_as_a_new_one(kind) -> None:
+    """So it is made once, however many episodes are played: one of Taxi takes longer to make than to play."""
+    make = environment(kind)
+    words = ["left", "down", "right", "up", "south", "north", "east", "west", "pick", "drop"]
+    moves = lambda seed: at_random(random.Random(seed)) if kind in OWN else lambda seen, dice=random.Random(seed): dice.choice(words)
+    again = make()
+    for seed in (3, 4, 5, 3):
+        assert played(again, seed, moves(seed)) == played(make(), seed, moves(seed))
+
+
 def best(seen: str) -> str:
     """The perfect player's own move."""
     board = "".join(c if c in "XO" else "." for c in seen.split())

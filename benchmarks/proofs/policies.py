@@ -78,8 +78,8 @@ GAMES = {
 def beginner(name: str, game: Game, work: Path, threads: int, seed: int = 0) -> tuple[Path, float]:
     """A folder with a model that has seen random play, and the seconds that it took. Kept from one call to the next."""
     folder = work / f"{name}-beginner"
-    make = environment(game.environment)
-    plays = [list(played(game, make(), seed)) for seed in range(10_000_000, 10_000_000 + game.plays)]
+    world = environment(game.environment)()
+    plays = [list(played(game, world, seed)) for seed in range(10_000_000, 10_000_000 + game.plays)]
     games = written(work / f"{name}.jsonl", ({"messages": p} for p in plays))
     texts = [m["content"] for p in plays for m in p]
     blank(folder, texts, game.width, game.spaces, seed)

@@ -181,8 +181,8 @@ def episodes(given: str, recipe: Recipe, name: str) -> Records:
     count = given.partition("/")[2] or str(EPISODES[name])
     if not count.isdigit() or count == "0":
         raise Refusal(f"{given!r} is no number of episodes", where=f"data.{name}", fix=f"play/{EPISODES[name]}")
-    make = environment(recipe.objective["environment"])
-    seen = [make().reset(seed=FIRST_SEED[name] + i)[0] for i in range(int(count))]
+    world = environment(recipe.objective["environment"])()
+    seen = (world.reset(seed=FIRST_SEED[name] + i)[0] for i in range(int(count)))
     rows = [{"prompt": s if isinstance(s, str) else " ".join(map(str, s)), "completion": "..."} for s in seen]
     return Records(rows=rows, lines=list(range(1, len(rows) + 1)), path=given, kind="jsonl")
 

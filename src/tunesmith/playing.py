@@ -100,10 +100,12 @@ def games(part: Part, setting: Setting, write: Writer, say: Callable[[str], None
     assert isinstance(learn, Reinforce) and learn.environment is not None
     draw, make, turns = limits(setting, learn), environment(learn.environment), learn.turns
     first = FIRST_SEED[part.name]
+    worlds: list[Environment] = []
 
     def play(net: Network, rows: Sequence[int], group: int, seed: int) -> list[Played]:
         assert isinstance(net, Transformer)
-        episodes = [Episode(make(), reader, first + i, turns) for i in rows for _ in range(group)]
+        worlds.extend(make() for _ in range(len(rows) * group - len(worlds)))  # some take longer to make than to play
+        episodes = [Episode(world, reader, first + i, turns) for world, i in zip(worlds, (i for i in rows for _ in range(group)))]
         starts = [episodes[k * group].start[-(draw.total - draw.length) :] for k in range(len(rows))]
         samples = write(net, starts, group, seeds(seed, len(episodes)), draw, lambda i, turn, ended: episodes[i].heard(turn, ended))
         return [e.played(s) for e, s in zip(episodes, samples, strict=True)]

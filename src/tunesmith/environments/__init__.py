@@ -2,7 +2,8 @@
 
     reset(seed=...) -> (observation, info)         step(text) -> (observation, reward, terminated, truncated, info)
 
-`info["success"]`, where an environment knows it, is whether the task is done. Each episode has a random generator of its own.
+`info["success"]`, where an environment knows it, is whether the task is done. Each episode has a random generator of its own; a world is made once and
+begins again with each `reset`, which leaves nothing of the episode before.
 
     environment: tictactoe | desk | frozenlake | taxi | {kind: tictactoe, opponent: perfect}
     environment: mine.py:Maze                      a class or function that makes one
