@@ -25,20 +25,6 @@ from tunesmith.train import run
 SMALL = {"adapter": {"width": 4}, "prompt": {"length": 4}, "prefix": {"length": 4}, "layers": {"last": 1}}
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> Path:
-    work = tmp_path_factory.mktemp("encoder")
-    shop.encoder(work / "model")
-    return work
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory) -> Path:
-    work = tmp_path_factory.mktemp("decoder")
-    shop.decoder(work / "model")
-    return work
-
-
 def made(work: Path, out: Path, shape: str = "classify", **more):
     held = work / f"{shape}-held.jsonl"
     if not held.exists():

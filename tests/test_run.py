@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,27 +26,6 @@ def spec(method: str) -> dict:
 
 def train(made: dict, **more):
     return run(recipe({**made, **more}), Reporter(quiet=True))
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> Path:
-    work = tmp_path_factory.mktemp("encoder")
-    shop.encoder(work / "model")
-    return work
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory) -> Path:
-    work = tmp_path_factory.mktemp("decoder")
-    shop.decoder(work / "model")
-    return work
-
-
-@pytest.fixture(scope="module")
-def seq2seq(tmp_path_factory) -> Path:
-    work = tmp_path_factory.mktemp("seq2seq")
-    shop.seq2seq(work / "model")
-    return work
 
 
 @pytest.mark.parametrize("shape", ["classify", "multi", "pair", "tag", "score"])

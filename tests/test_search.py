@@ -19,13 +19,6 @@ pytest.importorskip("optuna")
 PLAN = {"update": {"batch": 8, "rate": 1e-6}, "budget": {"steps": 24}, "seeds": 1}
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> Path:
-    work = tmp_path_factory.mktemp("encoder")
-    shop.encoder(work / "model")
-    return work
-
-
 def tuned(work: Path, out: Path, methods=("bitfit",), trials: int = 6, **more):
     return quietly(work, out, methods, **{**PLAN, **more}, tune=trials)
 
