@@ -35,7 +35,10 @@ GRID = {
     "prefix": (3e-3, 1e-2, 3e-2, 1e-1),
     "lora": (5e-4, 1e-3, 2e-3, 5e-3),
     "bitfit": (1e-3, 3e-3, 1e-2, 3e-2),
+    "fusion": (1e-4, 1e-3, 5e-3, 2e-2),
+    "mixture": (2e-3, 5e-3, 2e-2, 5e-2),
 }
+BUILT_ON = {"fusion": "adapter", "mixture": "lora"}  # one run on each of the other sets, at its own rate
 
 
 def sets(root: str) -> dict[str, dict]:
@@ -84,6 +87,7 @@ def main() -> None:
     args.add_argument("--seeds", type=int, default=3)
     args.add_argument("--steps", type=int, default=63)
     args.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "tunesmith-rates", help="where runs that others are built on are kept")
     options = args.parse_args()
     torch.set_num_threads(options.threads)
     data = sets(os.environ.get("TUNESMITH_DATA", ""))
@@ -92,23 +96,43 @@ def main() -> None:
     for name in options.methods.split(","):
         for rate in [float(r) for r in options.rates.split(",") if r] or GRID[name]:
             for chosen in options.sets.split(","):
-                print(json.dumps(swept(name, rate, chosen, data[chosen], options)), flush=True)
+                others = {k: v for k, v in data.items() if k != chosen and v["model"] == data[chosen]["model"]}
+                print(json.dumps(swept(name, rate, chosen, data[chosen], others, options)), flush=True)
 
 
-def swept(name: str, rate: float, chosen: str, data: dict, options: argparse.Namespace) -> dict:
+def swept(name: str, rate: float, chosen: str, data: dict, others: dict[str, dict], options: argparse.Namespace) -> dict:
     """Mean over the seeds, and each seed's."""
-    runs = [one(name, rate, data, seed, options.steps) for seed in range(options.seeds)]
+    method = {"kind": name}
+    if kind := BUILT_ON.get(name):
+        method["runs"] = [finished(kind, other, made, options) for other, made in others.items()]
+    runs = [one(method, rate, data, seed, options.steps) for seed in range(options.seeds)]
     found = {"method": name, "rate": rate, "data": chosen, "steps": options.steps}
     key = data.get("metric", "accuracy")
     values = [run.get(key, float("nan")) for run in runs]
     return {**found, key: round(statistics.fmean(values), 4), "by_seed": values}
 
 
-def one(name: str, rate: float, data: dict, seed: int, steps: int) -> dict:
+def finished(kind: str, name: str, data: dict, options: argparse.Namespace) -> str:
+    """The folder of a run of a method on a set, made where there is none."""
+    folder = options.runs / f"{kind}-{name}-{options.steps}"
+    made = {**{k: v for k, v in data.items() if k != "metric"}, "method": kind, "budget": {"steps": options.steps}, "out": str(folder)}
+    if not (folder / "result.json").exists():
+        run(recipe(made), Reporter(quiet=True))
+    return str(folder)
+
+
+def one(method: dict, rate: float, data: dict, seed: int, steps: int) -> dict:
     """What the rows kept aside say after one run; nothing where it diverged."""
     with tempfile.TemporaryDirectory() as folder:
         rest = {"evaluate": {"samples": 0}, "checkpoint": {"every": 10**6}, "out": folder}
-        made = {**{k: v for k, v in data.items() if k != "metric"}, "method": name, "budget": {"steps": steps}, "update": {"rate": rate}, "seed": seed, **rest}
+        made = {
+            **{k: v for k, v in data.items() if k != "metric"},
+            "method": method,
+            "budget": {"steps": steps},
+            "update": {"rate": rate},
+            "seed": seed,
+            **rest,
+        }
         try:
             record = run(recipe(made), Reporter(quiet=True)).record
         except Diverged:
