@@ -1,7 +1,8 @@
 """Writing through vLLM: the samples of networks/sample.py by kernels that were made for it, from weights that are handed over before each rollout.
 
 It runs in this process, knows a configuration and no file, and is given the tuned network as a plain one. Its kernels round in ways of their own, so what it
-drew is not to the bit what is scored; sources/rollouts.py weighs by what lies between (`mismatch` in the record).
+drew is not to the bit what is scored, and what LoRA changes is rounded to the dtype of the base in which it is folded; sources/rollouts.py weighs by what lies
+between (`mismatch` in the record).
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ SURROUNDINGS = {  # in this process, at home, and nobody is told
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 WHERE, OWN = "objective.engine", "engine: own"
@@ -90,8 +90,8 @@ def configuration(net: Transformer, delta: Delta) -> str:
 @lru_cache(maxsize=1)
 def started(config: str, dtype: str, cache: float, cpu: bool) -> Any:
     """The engine of a configuration, with no weights yet. One is kept, for all rollouts and for the next arm of a comparison."""
-    for name, value in SURROUNDINGS.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(SURROUNDINGS)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
     with TemporaryDirectory() as folder:

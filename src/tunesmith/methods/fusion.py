@@ -36,7 +36,7 @@ class Fusion(Method):
     neutral: ClassVar[bool] = False
     builds: ClassVar[bool] = True
     matrices: ClassVar[bool] = True
-    rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-3, "decoder": 2e-4, "seq2seq": 7.5e-4}  # measured on encoders; theirs, a tenth, leaves the new head where it was
+    rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-3, "decoder": 2e-4, "seq2seq": 7.5e-4}  # theirs, a tenth, leaves a new head where it was
 
     def foreseen(self, model: Mapping[str, Any]) -> None:
         agree(self.runs, "adapter", model)
