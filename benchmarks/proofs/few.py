@@ -3,7 +3,7 @@
     TUNESMITH_DATA=... python benchmarks/proofs/few.py --only trec                  one of banking77, trec; all by default
     TUNESMITH_DATA=... python benchmarks/proofs/few.py --peer-splits 3 --pairs 5    SetFit on the first three draws only, 5 pairs a row of each sort; 0: as it comes
 
-Every draw is `stream: few` with its own seed, the same rows for every route, each of which takes the same steps of the same size, and for SetFit, which runs beside ours in this process where it is installed (setfit 1.2; pip install setfit).
+Every draw is `stream: few` with its own seed, the same rows for every route, each of which takes the same steps of the same size, and for SetFit, which runs beside ours in the same process where it is installed (setfit 1.2; pip install setfit).
 Judged on test rows that nothing is chosen by: all 500 of TREC, every fourth of Banking77's 3,080. Rates, steps and losses were chosen on other data (docs/LOG.md), but for Banking77's 150 steps: 60 had been seen to be too few on these rows. Seconds are of the processor:
 ours of the whole run from loading the model to the artifact on disk, SetFit's of `Trainer.train()` alone. What was found is kept in --out, so that a second call goes on. docs/proofs.md has what it printed.
 """
@@ -15,8 +15,12 @@ import csv
 import json
 import os
 import random
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +78,7 @@ def made(name: str, split: int, folder: Path, how: dict[str, Any], rows: str = "
     return recipe(
         {
             "model": "minilm", "task": "classify", "data": {"train": str(folder / f"{rows}.jsonl")}, "stream": {"kind": "few", "k": K}, "seed": split, "threads": 1,
-            "checkpoint": {"every": 10**6}, "out": str(folder / "run"), **SIZES[name], **how,
+            "checkpoint": {"every": 10**6}, "out": str(folder / f"run-{split}"), **SIZES[name], **how,
         }
     )  # fmt: skip
 
@@ -84,7 +88,7 @@ def routed(name: str, split: int, folder: Path, arm: str, test: Rows) -> tuple[l
     began = time.process_time()
     run(made(name, split, folder, ROUTES[arm], "dealt" if arm == CONTROL else "train"), Reporter(quiet=True), fresh=True)
     took = time.process_time() - began
-    return [said["label"] for said in load(folder / "run").predict([row["text"] for row in test])], took
+    return [said["label"] for said in load(folder / f"run-{split}").predict([row["text"] for row in test])], took
 
 
 def drawn(name: str, split: int, folder: Path) -> Rows:
@@ -116,7 +120,9 @@ def peer(rows: Rows, test: Rows, split: int, pairs: int) -> tuple[list[str], flo
 
     model = SetFitModel(model_body=encoder, model_head=LogisticRegression(max_iter=300), labels=sorted({row["label"] for row in rows}))
     more: dict[str, Any] = {"num_iterations": pairs} if pairs else {}
-    args = TrainingArguments(save_strategy="no", report_to="none", show_progress_bar=False, seed=split, output_dir=str(Path("/tmp") / "setfit"), **more)
+    args = TrainingArguments(
+        save_strategy="no", report_to="none", show_progress_bar=False, seed=split, output_dir=str(Path(tempfile.gettempdir()) / f"setfit-{split}"), **more
+    )
     trainer = Trainer(model=model, args=args, train_dataset=Dataset.from_list(rows))
     began = time.process_time()
     trainer.train()
@@ -125,45 +131,54 @@ def peer(rows: Rows, test: Rows, split: int, pairs: int) -> tuple[list[str], flo
 
 
 def proven(name: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Accuracy, macro-F1 and seconds by arm and split."""
+    """Accuracy, macro-F1 and seconds by arm and draw; `--jobs` draws at a time."""
     folder = args.out / name
     folder.mkdir(parents=True, exist_ok=True)
-    test, kept = SETS[name]("test"), folder / "found.json"
-    found: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
     train = SETS[name]("train")
     others = random.Random(7).sample([row["label"] for row in train], len(train))
     for part, rows in (("train", train), ("dealt", [row | {"label": other} for row, other in zip(train, others, strict=True)])):
         written(folder / f"{part}.jsonl", rows)
-    untuned = embedder("minilm")
-    z = untuned.of([row["text"] for row in test], "text").double().numpy()
+    found: dict[str, dict[str, Any]] = {}
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        for split, of_draw in enumerate(pool.map(partial(draw, name, args), range(args.splits))):
+            for arm, scores in of_draw.items():
+                found.setdefault(arm, {})[str(split)] = scores
+    return found
 
-    def note(arm: str, split: int, said: list[str], took: float) -> None:
+
+def draw(name: str, args: argparse.Namespace, split: int) -> dict[str, Any]:
+    """One draw: accuracy, macro-F1 and seconds by arm."""
+    torch.set_num_threads(1)
+    folder, test, kept = args.out / name, SETS[name]("test"), args.out / name / f"found-{split}.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+
+    def note(arm: str, said: list[str], took: float) -> None:
         scores = METRICS["classify"](said, [row["label"] for row in test]).values
-        found.setdefault(arm, {})[str(split)] = {"accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"], "seconds": took}
+        found[arm] = {"accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"], "seconds": took}
         kept.write_text(json.dumps(found, indent=1))
         print(f"{name} {split} {arm}: {scores['accuracy']:.3f}, {took:.1f} s", flush=True)
 
-    for split in range(args.splits):
-        rows = drawn(name, split, folder)
-        if str(split) not in found.get("linear probe", {}):
-            for arm, (said, took) in frozen(name, rows, test, untuned.of([row["text"] for row in rows], "text").double().numpy(), z).items():
-                note(arm, split, said, took)
-        beside = f"SetFit 1.2, R = {args.pairs}" if args.pairs else "SetFit 1.2"
-        jobs: dict[str, Callable[[], tuple[list[str], float]]] = {
-            arm: lambda arm=arm: routed(name, split, folder, arm, test) for arm in ROUTES if not args.routes or arm in args.routes
-        }
-        jobs |= {beside: lambda: peer(rows, test, split, args.pairs)} if split < args.peer_splits else {}
-        order = list(jobs)
-        random.Random(split).shuffle(order)  # who comes first finds a warmer or a colder machine
-        for arm in order:
-            if str(split) not in found.get(arm, {}):
-                note(arm, split, *jobs[arm]())
+    rows = drawn(name, split, folder)
+    if "linear probe" not in found:
+        x, z = (embedder("minilm").of([row["text"] for row in part], "text").double().numpy() for part in (rows, test))
+        for arm, (said, took) in frozen(name, rows, test, x, z).items():
+            note(arm, said, took)
+    beside = f"SetFit 1.2, R = {args.pairs}" if args.pairs else "SetFit 1.2"
+    jobs: dict[str, Callable[[], tuple[list[str], float]]] = {
+        arm: lambda arm=arm: routed(name, split, folder, arm, test) for arm in ROUTES if not args.routes or arm in args.routes
+    }
+    jobs |= {beside: lambda: peer(rows, test, split, args.pairs)} if split < args.peer_splits else {}
+    order = list(jobs)
+    random.Random(split).shuffle(order)  # who comes first finds a warmer or a colder machine
+    for arm in order:
+        if arm not in found:
+            note(arm, *jobs[arm]())
     return found
 
 
 def shown(name: str, found: dict[str, dict[str, Any]]) -> None:
     """Means and deviations over draws; each arm against ours by a test that is paired by the draw, adjusted by Holm."""
-    ours = found["setfit, full"]
+    ours = found.get("setfit, full", {})
     estimate = lambda splits, arm: Estimate(
         float(np.mean([found[arm][s]["accuracy"] for s in splits])), 0, 0, tuple(found[arm][s]["accuracy"] for s in splits), np.zeros(2)
     )
@@ -199,9 +214,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--peer-splits", type=int, default=0)
     parser.add_argument("--pairs", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="draws at a time, a thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/proofs/few"))
     args = parser.parse_args(given)
-    torch.set_num_threads(1)
     for name in args.only:
         shown(name, proven(name, args))
 
