@@ -138,18 +138,21 @@ def proven(name: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     others = random.Random(7).sample([row["label"] for row in train], len(train))
     for part, rows in (("train", train), ("dealt", [row | {"label": other} for row, other in zip(train, others, strict=True)])):
         written(folder / f"{part}.jsonl", rows)
+    test = SETS[name]("test")
+    z = embedder("minilm").of([row["text"] for row in test], "text").double().numpy()
     found: dict[str, dict[str, Any]] = {}
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        for split, of_draw in enumerate(pool.map(partial(draw, name, args), range(args.splits))):
+        for split, of_draw in enumerate(pool.map(partial(draw, name, args, test, z), range(args.splits))):
             for arm, scores in of_draw.items():
                 found.setdefault(arm, {})[str(split)] = scores
     return found
 
 
-def draw(name: str, args: argparse.Namespace, split: int) -> dict[str, Any]:
-    """One draw: accuracy, macro-F1 and seconds by arm."""
+def draw(name: str, args: argparse.Namespace, test: Rows, z: np.ndarray, split: int) -> dict[str, Any]:
+    """One draw: accuracy, macro-F1 and seconds by arm. `z` are the test rows, embedded."""
     torch.set_num_threads(1)
-    folder, test, kept = args.out / name, SETS[name]("test"), args.out / name / f"found-{split}.json"
+    folder = args.out / name
+    kept = folder / f"found-{split}.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
 
     def note(arm: str, said: list[str], took: float) -> None:
@@ -160,7 +163,7 @@ def draw(name: str, args: argparse.Namespace, split: int) -> dict[str, Any]:
 
     rows = drawn(name, split, folder)
     if "linear probe" not in found:
-        x, z = (embedder("minilm").of([row["text"] for row in part], "text").double().numpy() for part in (rows, test))
+        x = embedder("minilm").of([row["text"] for row in rows], "text").double().numpy()
         for arm, (said, took) in frozen(name, rows, test, x, z).items():
             note(arm, said, took)
     beside = f"SetFit 1.2, R = {args.pairs}" if args.pairs else "SetFit 1.2"

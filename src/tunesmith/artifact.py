@@ -234,7 +234,7 @@ def export(folder: str | Path, out: Path) -> list[str]:
     with torch.no_grad():
         before = net.states(probe).values
     tuned.delta.merge()
-    make_room(net, tuned.delta, net.model.config, "export")
+    make_room(net, tuned.delta, net.model.config, "export", "keep the artifact, which Tunesmith loads")
     out.mkdir(parents=True, exist_ok=True)
     net.model.save_pretrained(out)
     tuned.reader.tokenizer.save_pretrained(out)

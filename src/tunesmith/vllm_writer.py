@@ -81,7 +81,7 @@ class Engine:
 def configuration(net: Transformer, delta: Delta) -> str:
     """Of the plain network, as JSON."""
     config = copy.deepcopy(net.model.config)
-    make_room(net, delta, config, WHERE)
+    make_room(net, delta, config, WHERE, f"{OWN}, or method: lora")
     config.architectures = [type(net.model).__name__]
     config.tie_word_embeddings = net.anatomy.vocabulary is None
     return config.to_json_string(use_diff=False)

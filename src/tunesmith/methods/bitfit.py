@@ -48,14 +48,14 @@ def added_bias(host: nn.Module) -> Insert:
     return bias
 
 
-def make_room(net: Network, delta: Delta, config: Any, where: str) -> None:
+def make_room(net: Network, delta: Delta, config: Any, where: str, fix: str) -> None:
     """Tell a published configuration, in place, that there are biases where they were added. Raises Refusal where it has no word for them."""
     if not any(name.endswith(".bitfit.bias") for name in delta.added):
         return
     keys = [key for key in ("attention_bias", "mlp_bias") if hasattr(config, key)]
     if len(keys) < 2:
         what = f"the class {type(net.model).__name__} has no place for the biases that bitfit added"
-        raise Refusal(what, where=where, fix="method: lora; an artifact with them is loaded by Tunesmith")
+        raise Refusal(what, where=where, fix=fix)
     for key in keys:
         setattr(config, key, True)
 
