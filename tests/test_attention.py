@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,6 +27,10 @@ OFTEN = settings(max_examples=60, deadline=None)
 # ------------------------------------------------------------------------------------------------ buckets
 
 
+def whole(lengths: list[int]) -> list[tuple[int, int]]:
+    return [(0, n) for n in lengths]
+
+
 def cost(lengths: list[int], cuts: list[int]) -> float:
     """Padded score cells, and what each call costs beside them."""
     spans = zip([0, *cuts], cuts, strict=False)
@@ -36,7 +41,7 @@ def cost(lengths: list[int], cuts: list[int]) -> float:
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=40))
 def test_cuts_cost_no_more_than_the_obvious(lengths: list[int]) -> None:
     lengths = sorted(lengths)
-    cuts = cheapest_cuts(tuple(lengths))
+    cuts = cheapest_cuts(whole(lengths))
     assert cuts == sorted(set(cuts))
     assert cuts[0] > 0
     assert cuts[-1] == len(lengths)
@@ -49,12 +54,26 @@ def test_cuts_cost_no_more_than_the_obvious(lengths: list[int]) -> None:
 def test_cuts_are_the_best_of_all(lengths: list[int]) -> None:
     lengths = sorted(lengths)
     every = [[i for i in range(1, len(lengths)) if bits >> i & 1] + [len(lengths)] for bits in range(0, 1 << len(lengths), 2)]
-    assert cost(lengths, cheapest_cuts(tuple(lengths))) == min(cost(lengths, cuts) for cuts in every)
+    assert cost(lengths, cheapest_cuts(whole(lengths))) == min(cost(lengths, cuts) for cuts in every)
+
+
+@OFTEN
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), min_size=1, max_size=6))
+def test_cuts_are_the_best_where_rows_ask_from_their_middle_on(drawn: list[tuple[int, int]]) -> None:
+    spans = sorted((begin, begin + n) for begin, n in drawn)
+
+    def cells(part: list[tuple[int, int]]) -> int:
+        width = max(end for _, end in part)
+        return len(part) * width * (width - min(begin for begin, _ in part)) + CALL_COST
+
+    every = [[i for i in range(1, len(spans)) if bits >> i & 1] + [len(spans)] for bits in range(0, 1 << len(spans), 2)]
+    of = lambda cuts: sum(cells(spans[a:b]) for a, b in pairwise([0, *cuts]))
+    assert of(cheapest_cuts(spans)) == min(map(of, every))
 
 
 def test_like_lengths_share_a_bucket_and_unlike_ones_do_not() -> None:
-    assert cheapest_cuts((5, 5, 6)) == [3]
-    assert cheapest_cuts((5, 5, 500)) == [2, 3]
+    assert cheapest_cuts(whole([5, 5, 6])) == [3]
+    assert cheapest_cuts(whole([5, 5, 500])) == [2, 3]
 
 
 @OFTEN

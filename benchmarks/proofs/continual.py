@@ -1,10 +1,10 @@
 """Is what was learnt first still known at the end? CLINC150's 150 intents come domain by domain: every strategy between doing nothing and learning all at once.
 
-    TUNESMITH_DATA=... python benchmarks/proofs/continual.py --json found.jsonl               all cells; what the file has is not measured again
-    TUNESMITH_DATA=... python benchmarks/proofs/continual.py --methods head --stages 10       some of them
+    TUNESMITH_DATA=... python benchmarks/proofs/continual.py --methods lora --stages 5 --scenarios class      a column: each is a proof of its own, with bounds and control
+    TUNESMITH_DATA=... python benchmarks/proofs/continual.py --json found.jsonl --seeds 3                      all of them; what the file has is not measured again
 
 Every cell is `tunesmith.run` on a recipe: MiniLM, 20 rows an intent, two epochs a stage, default rates, judged after each stage on 4 test rows an intent.
-Memories hold 500 rows; 32 of them a step, by derpp in two draws of 16.
+Memories hold 500 rows; 32 of them a step, by derpp in two draws of 16. O-LoRA has 8 directions a stage, as in its paper, at the scale of the other LoRAs.
 `task`: a head for each part, and whose a row is, is known; `class`: one head, to which intents come. `joint` is the upper bound, with as many steps in all.
 `dealt`, a control, is replay with the labels of its memory dealt out anew. `resumed` stops a run in the middle of its third stage and takes it up again. docs/proofs.md has what it printed.
 """
@@ -18,8 +18,12 @@ import os
 import tempfile
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -36,6 +40,7 @@ from tunesmith.strategies.replay import Replay
 from tunesmith.train import Company, run
 
 Row = dict[str, Any]
+Key = tuple[str, str, str, int, int]  # method, strategy, scenario, stages, seed
 SOURCE = Path(os.environ.get("TUNESMITH_DATA", ".")) / "clinc150"
 STRATEGIES: dict[str, Row] = {
     "naive": {}, "ewc": {}, "si": {}, "mas": {}, "lwf": {}, "agem": {}, "route": {}, "replay": {}, "der": {}, "derpp": {"batch": 16}, "olora": {}, "dealt": {}, "joint": {},
@@ -52,12 +57,12 @@ def rows(part: str, each: int) -> list[Row]:
     return [{"text": text, "label": intent, "domain": domain} for intent, domain in above.items() for text in of[intent][:each]]
 
 
-def made(work: Path, method: str, strategy: str, scenario: str, stages: int) -> Row:
-    ranked: Row = {"method": {"kind": method, "rank": max(8, stages)}} if strategy == "olora" else {"method": method}  # a direction a stage at least
+def made(work: Path, method: str, strategy: str, scenario: str, stages: int, seed: int = 0) -> Row:
+    ranked: Row = {"method": {"kind": method, "rank": 8 * stages, "alpha": 16.0 * stages}} if strategy == "olora" else {"method": method}
     return {
         "model": "minilm", "task": "classify", "data": {"train": str(work / "train.jsonl"), "eval": str(work / "test.jsonl")}, **ranked,
         "stream": {"kind": "sequence", "by": "domain", "into": stages, "scenario": scenario}, "strategy": {"kind": strategy, **STRATEGIES[strategy]},
-        "budget": {"epochs": 2}, "checkpoint": {"every": 10**6}, "dtype": "bf16", "threads": 1,
+        "budget": {"epochs": 2}, "checkpoint": {"every": 10**6}, "dtype": "bf16", "threads": 1, "seed": seed,
     }  # fmt: skip
 
 
@@ -71,11 +76,18 @@ class Dealt(Listener):
             memory.held[key] = batch.plus(label=batch["label"][order])
 
 
-def cell(work: Path, shared: Shared, method: str, strategy: str, scenario: str, stages: int) -> Row:
+@cache
+def shared() -> Shared:
+    """What the cells of one process have in common: the base, and the states that a frozen trunk makes of the rows."""
+    return Shared(keeps=True)
+
+
+def cell(work: Path, key: Key) -> Row:
     began = time.process_time()
+    method, strategy, *rest = key
     made_of, guests = ("replay", [Dealt()]) if strategy == "dealt" else (strategy, [])
-    given = {**made(work, method, made_of, scenario, stages), "out": str(work / f"{method}-{strategy}-{scenario}-{stages}")}
-    record = run(recipe(given), Reporter(quiet=True), company=Company(shared=shared, listeners=guests)).record
+    given = {**made(work, method, made_of, *rest), "out": str(work / "-".join(map(str, key)))}
+    record = run(recipe(given), Reporter(quiet=True), company=Company(shared=shared(), listeners=guests)).record
     told = record["sequence"]
     return {"acc": record["after"]["accuracy"], "bwt": told.get("bwt"), "forgetting": told.get("forgetting"), "matrix": told["matrix"],
             "seconds": round(time.process_time() - began, 1), "steps": record["steps"]}  # fmt: skip
@@ -93,10 +105,10 @@ class Cut(Listener):
             raise KeyboardInterrupt
 
 
-def resumed(work: Path, shared: Shared, method: str, strategy: str) -> Row:
+def resumed(work: Path, method: str, strategy: str) -> Row:
     """Whether a run that was stopped in the middle of its third stage ends with the same matrix and the same bits."""
     whole, parts = ({**made(work, method, strategy, "class", 5), "out": str(work / name), "checkpoint": {"every": 20}} for name in ("whole", "parts"))
-    until = lambda steps: Company(shared=shared, listeners=[Cut(steps)])
+    until = lambda steps: Company(shared=shared(), listeners=[Cut(steps)])
     one = run(recipe(whole), Reporter(quiet=True), company=until(10**9))
     with contextlib.suppress(KeyboardInterrupt):
         run(recipe(parts), Reporter(quiet=True), company=until(one.record["steps"] // 2))
@@ -105,15 +117,28 @@ def resumed(work: Path, shared: Shared, method: str, strategy: str) -> Row:
     return {"acc": one.record["after"]["accuracy"], "identical": one.record["sequence"] == two.record["sequence"] and all(torch.equal(a[n], b[n]) for n in a)}
 
 
-def shown(found: dict[str, Row]) -> None:
+def shown(found: dict[str, Row], seeds: int) -> None:
+    """Means over seeds of ACC, their deviation where there are several, and of BWT."""
     for scenario, stages in (("task", 5), ("class", 5), ("task", 10), ("class", 10)):
         table = Table(title=f"{scenario}-incremental, {stages} stages: ACC (BWT)")
         for name in ("strategy", *METHODS):
             table.add_column(name)
         for strategy in STRATEGIES:
-            at = [found.get(f"{method} {strategy} {scenario} {stages}") for method in METHODS]
-            table.add_row(strategy, *("" if r is None else f"{r['acc']:.3f}" + ("" if r["bwt"] is None else f" ({r['bwt']:+.3f})") for r in at))
-        Console(width=120).print(table)
+            at = [[r for seed in range(seeds) if (r := found.get(named((method, strategy, scenario, stages, seed))))] for method in METHODS]
+            table.add_row(strategy, *map(average, at))
+        Console(width=140).print(table)
+
+
+def average(of: list[Row]) -> str:
+    if not of:
+        return ""
+    acc, bwt = [r["acc"] for r in of], [r["bwt"] for r in of if r["bwt"] is not None]
+    return f"{fmean(acc):.3f}" + (f" ± {stdev(acc):.3f}" if len(acc) > 1 else "") + (f" ({fmean(bwt):+.3f})" if bwt else "")
+
+
+def named(key: Key) -> str:
+    """The first seed's cells go by no number."""
+    return " ".join(map(str, key if key[-1] else key[:-1]))
 
 
 def main() -> None:
@@ -123,26 +148,26 @@ def main() -> None:
     parser.add_argument("--strategies", type=split, default=list(STRATEGIES))
     parser.add_argument("--scenarios", type=split, default=["class", "task"])
     parser.add_argument("--stages", type=lambda text: [int(n) for n in text.split(",")], default=[5, 10])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2, help="cells at a time, a thread each")
     parser.add_argument("--json", type=Path, default=Path("runs/proofs/continual.jsonl"), help="what was found, a line a cell")
     args = parser.parse_args()
     found = dict(json.loads(line) for line in args.json.read_text().splitlines()) if args.json.exists() else {}
-    shared = Shared(keeps=True)
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, args.json.open("a") as f:
+    keys: list[Key] = list(product(args.methods, args.strategies, args.scenarios, args.stages, range(args.seeds)))
+    left = [key for key in keys if named(key) not in found and (key[1] != "olora" or key[0] == "lora")]  # a rule about low ranks
+    with tempfile.TemporaryDirectory() as folder, args.json.open("a") as f, ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         work = Path(folder)
         for part, each in (("train", 20), ("test", 4)):
             written(work / f"{part}.jsonl", rows(part, each))
-        for key in product(args.methods, args.strategies, args.scenarios, args.stages):
-            if key[1] == "olora" and key[0] != "lora":  # a rule about low ranks
-                continue
-            if (name := " ".join(map(str, key))) not in found:
-                found[name] = cell(work, shared, *key)
-                f.write(json.dumps([name, found[name]]) + "\n")
-                f.flush()
+        jobs = {pool.submit(cell, work, key): named(key) for key in left}
         if "resumed" not in found and "head" in args.methods:
-            found["resumed"] = resumed(work, shared, "head", "derpp")
-            f.write(json.dumps(["resumed", found["resumed"]]) + "\n")
-    shown(found)
+            jobs[pool.submit(resumed, work, "head", "derpp")] = "resumed"
+        for job in as_completed(jobs):
+            found[jobs[job]] = job.result()
+            f.write(json.dumps([jobs[job], found[jobs[job]]]) + "\n")
+            f.flush()
+    shown(found, args.seeds)
     Console().print(found.get("resumed", ""))
 
 

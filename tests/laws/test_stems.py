@@ -12,9 +12,10 @@ from tiny import DECODERS, VOCABULARY, network, writer
 from tunesmith.core import Batch, Delta, Ragged
 from tunesmith.methods import METHODS
 from tunesmith.networks import attention
+from tunesmith.networks import layout as layouts
 from tunesmith.networks.attention import Room
 from tunesmith.networks.kernels import Rules
-from tunesmith.networks.layout import Layout, layout
+from tunesmith.networks.layout import Layout, layout, shared
 from tunesmith.networks.stems import SAVES, stems
 from tunesmith.networks.transformer import Transformer
 
@@ -68,6 +69,43 @@ def test_a_token_is_read_once_for_each_beginning_that_ends_in_it(texts: list[lis
     flat = torch.tensor([t for text in texts for t in text])
     assert len(found.kept) == len(beginnings)
     assert torch.equal(flat[found.kept][found.copies], flat)
+
+
+@pytest.mark.parametrize("cost", [0, layouts.CALL_COST])
+@pytest.mark.parametrize("kernel", ["matmul", "sdpa"])
+@settings(max_examples=100, deadline=None)
+@given(texts=ROWS, window=st.sampled_from([0, 3]), behind=st.integers(0, 2))
+def test_a_token_asks_once(kernel: str, cost: int, texts: list[list[int]], window: int, behind: int) -> None:
+    """In the row that is the first to have it; what it hears is what it would hear in any of them."""
+    alike = stems(texts, CPU)
+    if alike is None:
+        return
+    lengths, rules = tuple(map(len, texts)), Rules(0.5, True, window, None, 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layouts, "CALL_COST", cost)
+        layout.cache_clear()
+        whole = layout(lengths, 0, CPU)
+        lay = shared(whole, alike, behind)
+        layout.cache_clear()
+    assert sum(b.queries.stop - b.queries.start for b in lay.buckets) == len(alike.kept)
+    assert lay.asks is not None
+    assert lay.back is not None
+    assert sorted(lay.asks.tolist()) == list(range(len(alike.kept) + behind))
+    assert torch.equal(lay.asks[lay.back], torch.arange(len(lay.back)))
+    draw = torch.randn(3, 1, 2, len(alike.kept), 4, generator=torch.Generator().manual_seed(len(texts)))
+    apart = attention.packed(*draw[..., alike.copies, :], Room(whole, kernel=kernel), rules, None)
+    once = attention.packed(*torch.nn.functional.pad(draw, (0, 0, 0, behind)), Room(lay, kernel=kernel), rules, None)
+    torch.testing.assert_close(once[:, : len(alike.kept)], apart[:, alike.kept], rtol=1e-5, atol=1e-6)
+    assert not once[:, len(alike.kept) :].any()
+
+
+def test_answers_do_not_ask_again_what_their_prompt_asked() -> None:
+    """Eight answers to one prompt: the cells of scores are those of one whole row, and of each other answer by the row's length."""
+    texts = [[9] * 100 + [i] * 50 for i in range(8)]
+    alike = stems(texts, CPU)
+    assert alike is not None
+    buckets = shared(layout((150,) * 8, 0, CPU), alike, 0).buckets
+    assert sum(b.rows * b.queries.width * b.width for b in buckets) == 150 * 150 + 7 * 50 * 150
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +19,29 @@ CALL_COST = 24_000  # what a further bucket costs, in cells of a score matrix; m
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """`rows` rows padded to `width`; they are the tokens start:stop. `spots` are the (stop - start) real cells of rows * width."""
+class Cells:
+    """`rows` rows padded to `width`; they are the tokens start:stop. `spots` are the (stop - start) real cells of rows * width; None: all are."""
 
     start: int
     stop: int
     rows: int
     width: int
     spots: Tensor | None
+
+
+@dataclass(frozen=True)
+class Bucket(Cells):
+    """Rows of like length: the cells of their keys, and `asking`, those of their queries, which are in the last columns; None: in the same cells."""
+
+    asking: Cells | None = None
     masks: dict[tuple[bool, int, torch.dtype], Tensor | None] = field(default_factory=dict)
 
+    @property
+    def queries(self) -> Cells:
+        return self.asking or self
+
     def mask(self, causal: bool, window: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """Additive, (rows or 1, width or 1, width): -inf where a query may not look; None where it may look everywhere."""
+        """Additive, (rows or 1, queries or 1, width): -inf where a query may not look; None where it may look everywhere."""
         key = (causal, window, dtype)
         if key not in self.masks:
             self.masks[key] = self._mask(causal, window, dtype, device)
@@ -39,8 +51,9 @@ class Bucket:
         seen = None
         if causal or window:
             i = torch.arange(self.width, device=device)
-            far = (i[:, None] - i[None]).abs() >= (window or self.width)
-            seen = ~(far | (i[None] > i[:, None]) if causal else far)[None]
+            query = i[self.width - self.queries.width :, None]
+            far = (query - i[None]).abs() >= (window or self.width)
+            seen = ~(far | (i[None] > query) if causal else far)[None]
         if self.spots is not None and not causal:  # causal rows never see the padding behind them
             real = torch.zeros(self.rows * self.width, dtype=torch.bool, device=device)
             real = real.index_fill(0, self.spots, True).view(self.rows, 1, self.width)
@@ -50,15 +63,16 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one packed batch lies: buckets over the tokens in order of row length; `order`/`back` where rows come unsorted.
+    """How one packed batch lies: buckets over the tokens in the `order` of their rows' length, and `back`; None where rows come so.
 
-    Behind the rows lie `filler` tokens of no row, which attend to nothing. With `stems`, tokens that several rows share lie there once: `order` names them more
-    than once, and `back` what attention made of one of them.
+    Behind the rows lie `filler` tokens of no row, which attend to nothing. With `stems`, tokens that several rows share lie there once: `order` names the keys
+    of whole rows, so those more than once, and `asks` each token once, as a query of the row that is the first to have it.
     """
 
     lengths: tuple[int, ...]
     buckets: tuple[Bucket, ...]
     order: Tensor | None
+    asks: Tensor | None  # `order` without stems
     back: Tensor | None
     positions: Tensor  # (1, N)
     bounds: Tensor  # (B + 1,) int32, for kernels that take cumulative lengths
@@ -70,52 +84,69 @@ class Layout:
 def layout(lengths: tuple[int, ...], first_position: int, device: torch.device, filler: int = 0) -> Layout:
     """The layout of rows of these lengths, whose positions count from `first_position`, and of filler tokens behind them, all at the first."""
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-    order = None
+    order = back = None
     if by_length != list(range(len(lengths))):
         spans = torch.arange(sum(lengths) + filler).split([*lengths, filler])
         order = torch.cat([*(spans[i] for i in by_length), spans[-1]])
+        order, back = order.to(device), order.argsort().to(device)
     positions = torch.cat([*(torch.arange(n) for n in lengths), torch.zeros(filler, dtype=torch.long)]) + first_position
-    buckets = tuple(group(tuple(sorted(lengths)), device))
-    back = None if order is None else order.argsort().to(device)
-    return Layout(lengths, buckets, None if order is None else order.to(device), back, positions[None].to(device), bounds_of(lengths, 0, device), filler)
+    buckets = tuple(group([(0, lengths[i]) for i in by_length], device))
+    return Layout(lengths, buckets, order, order, back, positions[None].to(device), bounds_of(lengths, 0, device), filler)
 
 
 def shared(lay: Layout, stems: Stems, filler: int) -> Layout:
-    """The layout (without filler) of the same rows where a beginning that some have in common lies there once."""
-    behind, first = torch.arange(filler, device=stems.kept.device), lay.positions[:, :1]
-    order = stems.copies if lay.order is None else stems.copies[lay.order]
-    back = stems.kept if lay.back is None else lay.back[stems.kept]
+    """The layout (without filler) of the same rows where a beginning that some have in common lies there once, and asks once."""
+    device, tokens = stems.kept.device, len(stems.kept)
+    spans = [(n - own, n) for n, own in zip(lay.lengths, stems.own, strict=True)]
+    asking = sorted((i for i, own in enumerate(stems.own) if own), key=spans.__getitem__)  # not those who are the beginning of another
+    whole, own = stems.copies.split(lay.lengths), torch.arange(tokens, device=device).split(stems.own)
+    behind, first = torch.arange(tokens, tokens + filler, device=device), lay.positions[:, :1]
+    asks = torch.cat([*(own[i] for i in asking), behind])
     return replace(
         lay,
-        order=torch.cat([order, len(stems.kept) + behind]),
-        back=torch.cat([back, len(stems.copies) + behind]),
+        buckets=tuple(group([spans[i] for i in asking], device)),
+        order=torch.cat([*(whole[i] for i in asking), behind]),
+        asks=asks,
+        back=asks.argsort(),
         positions=torch.cat([lay.positions[:, stems.kept], first.expand(1, filler)], 1),
         filler=filler,
         stems=stems,
     )
 
 
-def group(lengths: tuple[int, ...], device: torch.device) -> Iterator[Bucket]:
-    """Sorted lengths cut into buckets so that padded score cells plus the cost of each call are least."""
-    cuts, start, token = cheapest_cuts(lengths), 0, 0
-    for stop in cuts:
-        rows = lengths[start:stop]
-        width, tokens = rows[-1], sum(rows)
-        spots = None
-        if tokens < width * len(rows):
-            spots = torch.cat([torch.arange(n) + i * width for i, n in enumerate(rows)]).to(device)
-        yield Bucket(token, token + tokens, len(rows), width, spots)
-        start, token = stop, token + tokens
+def group(spans: Sequence[tuple[int, int]], device: torch.device) -> Iterator[Bucket]:
+    """Rows by the spans of their queries, sorted, cut into buckets so that padded score cells plus the cost of each call are least. Keys begin at 0."""
+    keys = queries = 0
+    for start, stop in pairwise([0, *cheapest_cuts(spans)]):
+        rows = spans[start:stop]
+        first, width = rows[0][0], max(end for _, end in rows)
+        bucket = Bucket(**cells([(0, end) for _, end in rows], keys, 0, width, device))
+        if queries < keys or any(begin for begin, _ in rows):
+            bucket = replace(bucket, asking=Cells(**cells(rows, queries, first, width, device)))
+        yield bucket
+        keys, queries = bucket.stop, bucket.queries.stop
 
 
-def cheapest_cuts(lengths: tuple[int, ...]) -> list[int]:
-    """Where to cut sorted lengths, by dynamic programming over the places where the length changes: O(distinct^2)."""
-    ends = [i + 1 for i, n in enumerate(lengths) if i + 1 == len(lengths) or lengths[i + 1] != n]
+def cells(spans: Sequence[tuple[int, int]], start: int, first: int, width: int, device: torch.device) -> dict[str, Any]:
+    """Of rows whose tokens, from the `start`-th on, are in these spans of the columns first:width."""
+    wide, tokens = width - first, sum(end - begin for begin, end in spans)
+    spots = None
+    if tokens < wide * len(spans):
+        spots = torch.cat([torch.arange(begin, end) + (i * wide - first) for i, (begin, end) in enumerate(spans)]).to(device)
+    return {"start": start, "stop": start + tokens, "rows": len(spans), "width": wide, "spots": spots}
+
+
+def cheapest_cuts(spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Where to cut sorted spans, by dynamic programming over the places where they change: O(distinct^2). A row of a bucket costs its queries times its keys."""
+    starts = [0, *(i + 1 for i, span in enumerate(spans) if i + 1 == len(spans) or spans[i + 1] != span)]
     best: list[tuple[float, int]] = [(0.0, 0)]
-    starts = [0, *ends]
     for j in range(1, len(starts)):
-        square = lengths[starts[j] - 1] ** 2
-        best.append(min((best[i][0] + square * (starts[j] - starts[i]) + CALL_COST, i) for i in range(j)))
+        width, found = 0, []
+        for i in reversed(range(j)):
+            first, end = spans[starts[i]]
+            width = max(width, end)
+            found.append((best[i][0] + width * (width - first) * (starts[j] - starts[i]) + CALL_COST, i))
+        best.append(min(found))
     cuts, j = [], len(starts) - 1
     while j:
         cuts.append(starts[j])
@@ -123,10 +154,10 @@ def cheapest_cuts(lengths: tuple[int, ...]) -> list[int]:
     return cuts[::-1]
 
 
-def spread(x: Tensor, bucket: Bucket) -> Tensor:
+def spread(x: Tensor, of: Cells) -> Tensor:
     """(n, heads, d) -> (rows, width, heads, d)."""
-    flat = x if bucket.spots is None else Scatter.apply(x, bucket.spots, bucket.rows * bucket.width)
-    return flat.reshape(bucket.rows, bucket.width, *x.shape[1:])
+    flat = x if of.spots is None else Scatter.apply(x, of.spots, of.rows * of.width)
+    return flat.reshape(of.rows, of.width, *x.shape[1:])
 
 
 class Scatter(torch.autograd.Function):
