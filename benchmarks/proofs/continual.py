@@ -18,15 +18,14 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache
+from functools import cache, partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from lanes import side_by_side
 from rich.console import Console
 from rich.table import Table
 from rows import written
@@ -156,16 +155,16 @@ def main() -> None:
     args.json.parent.mkdir(parents=True, exist_ok=True)
     keys: list[Key] = list(product(args.methods, args.strategies, args.scenarios, args.stages, range(args.seeds)))
     left = [key for key in keys if named(key) not in found and (key[1] != "olora" or key[0] == "lora")]  # a rule about low ranks
-    with tempfile.TemporaryDirectory() as folder, args.json.open("a") as f, ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+    with tempfile.TemporaryDirectory() as folder, args.json.open("a") as f:
         work = Path(folder)
         for part, each in (("train", 20), ("test", 4)):
             written(work / f"{part}.jsonl", rows(part, each))
-        jobs = {pool.submit(cell, work, key): named(key) for key in left}
+        calls = {named(key): partial(cell, work, key) for key in left}
         if "resumed" not in found and "head" in args.methods:
-            jobs[pool.submit(resumed, work, "head", "derpp")] = "resumed"
-        for job in as_completed(jobs):
-            found[jobs[job]] = job.result()
-            f.write(json.dumps([jobs[job], found[jobs[job]]]) + "\n")
+            calls["resumed"] = partial(resumed, work, "head", "derpp")
+        for name, of in zip(calls, side_by_side(calls.values(), args.jobs), strict=True):
+            found[name] = of
+            f.write(json.dumps([name, of]) + "\n")
             f.flush()
     shown(found, args.seeds)
     Console().print(found.get("resumed", ""))

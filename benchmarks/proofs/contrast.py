@@ -17,11 +17,13 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lanes import side_by_side
 from rich.console import Console
 from rich.table import Table
 from rows import written
@@ -33,6 +35,7 @@ from tunesmith.embedder import embedder
 Row = dict[str, Any]
 Rows = list[Row]
 SOURCE = Path(os.environ.get("TUNESMITH_DATA", "."))
+JOBS = 2  # runs at a time, a thread each
 
 
 def scored(lang: str, part: str) -> Rows:
@@ -123,6 +126,12 @@ def trained(train: Rows, test: Rows, folder: Path, more: Row, seed: int = 0) -> 
     }  # fmt: skip
 
 
+def both(train: Rows, chance: Rows, test: Rows, work: Path, how: Row, seeds: int) -> Iterator[Row]:
+    """The runs of all seeds, and behind them the control's."""
+    calls = [partial(trained, train, test, work / f"real-{seed}", how, seed) for seed in range(seeds)]
+    return side_by_side([*calls, partial(trained, chance, test, work / "control", how)], JOBS)
+
+
 def at_dims(folder: str, rows: Rows, dims: int) -> float:
     """Spearman of a run with the first components of its vectors alone."""
     tuned = tunesmith.load(folder)
@@ -133,8 +142,7 @@ def supervised(work: Path, seeds: int, most: int) -> Row:
     """CoSENT on the Chinese half of STS-B, machine-translated; judged on its test rows."""
     train, test = scored("zh", "train")[:most], scored("zh", "test")
     how = {"budget": {"epochs": 1}}
-    runs = [trained(train, test, work / f"real-{seed}", how, seed) for seed in range(seeds)]
-    control = trained(dealt(train, "score"), test, work / "control", how)
+    *runs, control = both(train, dealt(train, "score"), test, work, how, seeds)
     return told(runs, control, ("characters in common", overlap(test)), ("MiniLM on the English originals", untuned(scored("en", "test"))))
 
 
@@ -142,8 +150,7 @@ def unsupervised(work: Path, seeds: int, most: int) -> Row:
     """SimCSE on the Chinese texts of STS-B's training rows, whose scores it does not see."""
     train, test = scored("zh", "train")[:most], scored("zh", "test")
     how = {"budget": {"epochs": 1}, "update": {"batch": 64, "rate": 5e-5}}
-    runs = [trained(alone(train), test, work / f"real-{seed}", how, seed) for seed in range(seeds)]
-    control = trained(strangers(train), test, work / "control", how)
+    *runs, control = both(alone(train), strangers(train), test, work, how, seeds)
     return told(runs, control, ("characters in common", overlap(test)), ("MiniLM on the English originals", untuned(scored("en", "test"))))
 
 
@@ -151,19 +158,18 @@ def labelled(work: Path, seeds: int, most: int) -> Row:
     """SupCon on Banking77; judged by the label of the nearest other test row."""
     train, test = random.Random(0).sample(intents("train"), min(most, 10003)), intents("test")
     how = {"budget": {"epochs": 2}, "update": {"batch": 128}}
-    runs = [trained(train, test, work / f"real-{seed}", how, seed) for seed in range(seeds)]
-    control = trained(dealt(train, "label"), test, work / "control", how)
+    *runs, control = both(train, dealt(train, "label"), test, work, how, seeds)
     return told(runs, control, ("most frequent label", majority(test)), ("linear probe", probe(train, test)))
 
 
 def nested(work: Path, seeds: int, most: int) -> Row:
     """Matryoshka over CoSENT, Chinese STS-B: Spearman of the first 48 of 384 components; the control is a run without."""
     train, test = scored("zh", "train")[:most], scored("zh", "test")
-    runs = []
-    for seed in range(seeds):
-        run = trained(train, test, work / f"real-{seed}", {"budget": {"epochs": 1}, "objective": {"kind": "contrast", "dims": [384, 192, 96, 48]}}, seed)
-        runs.append(run | {"before": untuned(test, 48), "after": at_dims(run["folder"], test, 48)})
-    plain = trained(train, test, work / "control", {"budget": {"epochs": 1}})
+    how = {"budget": {"epochs": 1}}
+    nests = how | {"objective": {"kind": "contrast", "dims": [384, 192, 96, 48]}}
+    calls = [partial(trained, train, test, work / f"real-{seed}", nests, seed) for seed in range(seeds)]
+    *runs, plain = side_by_side([*calls, partial(trained, train, test, work / "control", how)], JOBS)
+    runs = [run | {"before": untuned(test, 48), "after": at_dims(run["folder"], test, 48)} for run in runs]
     control = plain | {"after": at_dims(plain["folder"], test, 48)}
     return told(runs, control, ("characters in common", overlap(test)), ("all 384 components, CoSENT alone", plain["after"]))
 

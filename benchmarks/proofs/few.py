@@ -18,14 +18,12 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from lanes import side_by_side
 from rich.console import Console
 from rich.table import Table as View
 from rows import written
@@ -63,6 +61,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "trec": {"budget": {"steps": 60}, "update": {"batch": 16}},  # twenty over 48
 }
 CONTROL = "setfit, labels dealt"  # to other texts by chance: what helps here as well would come from somewhere else
+CONTROLS = 3  # draws: it ends at chance in each
 ROUTES: dict[str, dict[str, Any]] = {
     "setfit, full": {"objective": "setfit", "method": "full"},
     "full": {"method": "full"},
@@ -141,16 +140,15 @@ def proven(name: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     test = SETS[name]("test")
     z = embedder("minilm").of([row["text"] for row in test], "text").double().numpy()
     found: dict[str, dict[str, Any]] = {}
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        for split, of_draw in enumerate(pool.map(partial(draw, name, args, test, z), range(args.splits))):
-            for arm, scores in of_draw.items():
-                found.setdefault(arm, {})[str(split)] = scores
+    draws = side_by_side([partial(draw, name, args, test, z, split) for split in range(args.splits)], args.jobs)
+    for split, of_draw in enumerate(draws):
+        for arm, scores in of_draw.items():
+            found.setdefault(arm, {})[str(split)] = scores
     return found
 
 
 def draw(name: str, args: argparse.Namespace, test: Rows, z: np.ndarray, split: int) -> dict[str, Any]:
     """One draw: accuracy, macro-F1 and seconds by arm. `z` are the test rows, embedded."""
-    torch.set_num_threads(1)
     folder = args.out / name
     kept = folder / f"found-{split}.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
@@ -167,9 +165,8 @@ def draw(name: str, args: argparse.Namespace, test: Rows, z: np.ndarray, split: 
         for arm, (said, took) in frozen(name, rows, test, x, z).items():
             note(arm, said, took)
     beside = f"SetFit 1.2, R = {args.pairs}" if args.pairs else "SetFit 1.2"
-    jobs: dict[str, Callable[[], tuple[list[str], float]]] = {
-        arm: lambda arm=arm: routed(name, split, folder, arm, test) for arm in ROUTES if not args.routes or arm in args.routes
-    }
+    chosen = [arm for arm in args.routes or ROUTES if arm != CONTROL or split < CONTROLS]
+    jobs: dict[str, Callable[[], tuple[list[str], float]]] = {arm: lambda arm=arm: routed(name, split, folder, arm, test) for arm in chosen}
     jobs |= {beside: lambda: peer(rows, test, split, args.pairs)} if split < args.peer_splits else {}
     order = list(jobs)
     random.Random(split).shuffle(order)  # who comes first finds a warmer or a colder machine

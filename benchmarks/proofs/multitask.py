@@ -23,11 +23,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as hf
+from lanes import side_by_side
 from rows import written
 
 import tunesmith
@@ -138,6 +140,15 @@ def arm(name: str, of: Files, case: Case) -> dict[str, Any]:
     return {"tasks": tasks, "stream": {"kind": "mix", "temperature": 1e9}, "update": {**case.made.get("update", {}), "batch": 64, **kind}}
 
 
+def measured(recipe: dict[str, Any]) -> dict[str, Any]:
+    result = tunesmith.run(recipe)
+    after = result["after"]
+    return {
+        "accuracy": accuracy(after), "second": after.get("second.spearman"), "conflicts": result.record.get("conflicts_per_step"),
+        "seconds": round(result["train_seconds"]),
+    }  # fmt: skip
+
+
 def accuracy(values: dict[str, Any]) -> float:
     return values.get("first.accuracy", values.get("accuracy", float("nan")))
 
@@ -147,6 +158,7 @@ def main() -> None:
     args.add_argument("--out", type=Path, default=Path("runs/proofs/multitask"))
     args.add_argument("--case", choices=list(CASES), default="trec")
     args.add_argument("--seeds", type=int, default=1)
+    args.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
     args.add_argument("--arms", type=lambda text: text.split(","), default=list(ARMS))
     given = args.parse_args()
     case, out, began = CASES[given.case], given.out / given.case, time.perf_counter()
@@ -154,21 +166,17 @@ def main() -> None:
     if case.start:
         case.start(out / "start")
         made["model"] = str(out / "start")
-    table: dict[str, dict[str, list[float]]] = {}
+    runs = []
     for seed in range(given.seeds):
         drawn = case.files(Path(os.environ["TUNESMITH_DATA"]), random.Random(seed))
         of = {name: written(out / f"data-{seed}/{name}.jsonl", rows) for name, rows in drawn.items()}
-        for name in given.arms:
-            result = tunesmith.run({**made, **arm(name, of, case), "seed": seed, "out": str(out / f"{name}-{seed}")})
-            said = {
-                "accuracy": accuracy(result["after"]),
-                "second": result["after"].get("second.spearman"),
-                "conflicts": result.record.get("conflicts_per_step"),
-            }
-            for column, value in said.items():
-                if value is not None:
-                    table.setdefault(name, {}).setdefault(column, []).append(value)
-            print(f"{seed} {name}: {said}, {result['train_seconds']:.0f} s", flush=True)
+        runs += [(name, {**made, **arm(name, of, case), "seed": seed, "out": str(out / f"{name}-{seed}")}) for name in given.arms]
+    table: dict[str, dict[str, list[float]]] = {}
+    for (name, recipe), said in zip(runs, side_by_side([partial(measured, recipe) for _, recipe in runs], given.jobs), strict=True):
+        for column in ("accuracy", "second", "conflicts"):
+            if said[column] is not None:
+                table.setdefault(name, {}).setdefault(column, []).append(said[column])
+        print(f"{recipe['seed']} {name}: {said}", flush=True)
     for name, columns in table.items():
         print(f"| {name} | " + " | ".join(mean_of(columns[c]) if c in columns else "" for c in ("accuracy", "second", "conflicts")) + " |")
     print(f"{time.perf_counter() - began:.0f} s")

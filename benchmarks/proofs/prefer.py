@@ -22,9 +22,11 @@ import argparse
 import random
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lanes import side_by_side
 from rows import written
 
 import tunesmith
@@ -78,11 +80,27 @@ def longer() -> float:
     return sum((len(r["chosen"]) > len(r["rejected"])) + 0.5 * (len(r["chosen"]) == len(r["rejected"])) for r in rows) / len(rows)
 
 
+def measured(name: str, loss: str, train: str, given: argparse.Namespace) -> tuple[str, list[str]]:
+    """A row of the table, and what is wrong with it."""
+    folder = given.out / name.replace(" ", "-").replace(",", "")
+    result = tunesmith.run(recipe(given.model, loss, train, folder, given.rate))
+    before, after = result["before"], result["after"]
+    shown = [
+        before["accuracy"],
+        *(after.get(key) for key in ("accuracy", "margin", "chosen_ratio", "rejected_ratio")),
+        before.get("perplexity"),
+        after.get("perplexity"),
+    ]
+    row = [name, *("-" if v is None else f"{v:.3g}" for v in shown), f"{result['train_seconds']:.0f}"]
+    return f"| {' | '.join(row)} |", faults(name, loss, before, after)
+
+
 def main() -> int:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--model", default="desk-lm", help="a causal language model")
     args.add_argument("--rate", type=float, default=RATE, help="learning rate of the policies")
     args.add_argument("--only", default="", help="some of the arms, by the beginnings of their names")
+    args.add_argument("--jobs", type=int, default=2, help="arms at a time, a thread each")
     args.add_argument("--out", type=Path, default=Path("runs/proofs/prefer"))
     given = args.parse_args()
     began, broken = time.perf_counter(), []
@@ -90,23 +108,10 @@ def main() -> int:
         "| | accuracy before | after | margin | chosen | rejected | perplexity of the chosen, before | after | seconds |\n|---|---|---|---|---|---|---|---|---|"
     )
     print(f"| the longer is better | {longer():.3f} | | | | | | | |")
-    for name, (loss, train) in arms(files(given.out)).items():
-        if not name.startswith(tuple(given.only.split(","))):
-            continue
-        folder = given.out / name.replace(" ", "-").replace(",", "")
-        result = tunesmith.run(recipe(given.model, loss, train, folder, given.rate))
-        before, after = result["before"], result["after"]
-        shown = [
-            before["accuracy"],
-            after["accuracy"],
-            after["margin"],
-            after.get("chosen_ratio"),
-            after.get("rejected_ratio"),
-            before.get("perplexity"),
-            after.get("perplexity"),
-        ]
-        print("| " + " | ".join([name, *("-" if v is None else f"{v:.3g}" for v in shown), f"{result['train_seconds']:.0f}"]) + " |", flush=True)
-        broken += faults(name, loss, before, after)
+    some = {name: how for name, how in arms(files(given.out)).items() if name.startswith(tuple(given.only.split(",")))}
+    for row, wrong in side_by_side([partial(measured, name, *how, given) for name, how in some.items()], given.jobs):
+        print(row, flush=True)
+        broken += wrong
     print(f"\n{time.perf_counter() - began:.0f} s" + "".join(f"\nbroken: {fault}" for fault in broken))
     return bool(broken)
 
