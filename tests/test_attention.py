@@ -88,10 +88,12 @@ def test_layout(lengths: list[int], first: int) -> None:
     ordered = tokens if lay.order is None else tokens[lay.order]
     assert (lay.order is None) == (lengths == sorted(lengths))
     assert torch.equal(tokens, ordered if lay.back is None else ordered[lay.back])
-    assert [b.start for b in lay.buckets] == [0, *(b.stop for b in lay.buckets[:-1])]
-    assert lay.buckets[-1].stop == sum(lengths)
+    keys = [bucket.keys for bucket in lay.buckets]
+    assert keys == [bucket.queries for bucket in lay.buckets]
+    assert [of.start for of in keys] == [0, *(of.stop for of in keys[:-1])]
+    assert keys[-1].stop == sum(lengths)
     rows = sorted(lengths)
-    for bucket in lay.buckets:
+    for bucket in keys:
         mine, rows = rows[: bucket.rows], rows[bucket.rows :]
         assert bucket.width == max(mine)
         assert bucket.stop - bucket.start == sum(mine)
@@ -178,7 +180,7 @@ def test_several_buckets(kernel: str, causal: bool, window: int, monkeypatch: py
     monkeypatch.setattr("tunesmith.networks.layout.CALL_COST", 0)
     layout.cache_clear()
     c = case([9, 2, 14, 2, 9, 30], causal, window, groups=2)
-    assert [b.rows for b in layout(c.lengths, 0, CPU).buckets] == [2, 2, 1, 1]
+    assert [b.keys.rows for b in layout(c.lengths, 0, CPU).buckets] == [2, 2, 1, 1]
     torch.testing.assert_close(run(c, kernel), naive(c), rtol=0, atol=1e-12)
     layout.cache_clear()
 

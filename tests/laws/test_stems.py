@@ -105,7 +105,7 @@ def test_answers_do_not_ask_again_what_their_prompt_asked() -> None:
     alike = stems(texts, CPU)
     assert alike is not None
     buckets = shared(layout((150,) * 8, 0, CPU), alike, 0).buckets
-    assert sum(b.rows * b.queries.width * b.width for b in buckets) == 150 * 150 + 7 * 50 * 150
+    assert sum(b.keys.rows * b.queries.width * b.keys.width for b in buckets) == 150 * 150 + 7 * 50 * 150
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -152,8 +152,9 @@ def packed(query: Tensor, key: Tensor, value: Tensor, room: Room, rules: Rules, 
         gather = Gather if lay.stems is None else Share
         q, k, v = Gather.apply(q, lay.asks), gather.apply(k, lay.order), gather.apply(v, lay.order)
     kernel = KERNELS["sdpa" if room.kernel == "varlen" else room.kernel]
-    asked, kept = ([one.stop - one.start for one in side] + [lay.filler] for side in ([b.queries for b in lay.buckets], lay.buckets))
-    *pieces, rest = zip(q.split(asked), k.split(kept), v.split(kept), strict=True)  # split's backward is one pass, slices' would be one of all tokens each
+    asked = [bucket.queries.stop - bucket.queries.start for bucket in lay.buckets] + [lay.filler]
+    known = [bucket.keys.stop - bucket.keys.start for bucket in lay.buckets] + [lay.filler]
+    *pieces, rest = zip(q.split(asked), k.split(known), v.split(known), strict=True)  # split's backward is one pass, slices' would be one of all tokens each
     parts = [one_bucket(piece, bucket, kernel, rules, prefix) for piece, bucket in zip(pieces, lay.buckets, strict=True)]
     parts += [rest[2].new_zeros(lay.filler, *parts[0].shape[1:])] if lay.filler else []
     out = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -162,12 +163,12 @@ def packed(query: Tensor, key: Tensor, value: Tensor, room: Room, rules: Rules, 
 
 def one_bucket(qkv: tuple[Tensor, ...], bucket: Bucket, kernel: Kernel, rules: Rules, prefix: tuple[Tensor, Tensor] | None) -> Tensor:
     """(n, H, d) for the n queries of one bucket."""
-    asking = bucket.queries
-    q, k, v = (spread(x, of).transpose(1, 2) for x, of in zip(qkv, (asking, bucket, bucket), strict=True))  # (rows, heads, width, d)
+    cells = (bucket.queries, bucket.keys, bucket.keys)
+    q, k, v = (spread(x, of).transpose(1, 2) for x, of in zip(qkv, cells, strict=True))  # (rows, heads, width, d)
     mask = bucket.mask(rules.causal, rules.window, q.dtype, q.device)
     k, v, mask = with_prefix(k, v, mask, prefix)
     out = kernel(q, k, v, mask if mask is None else mask[:, None], rules).transpose(1, 2).flatten(0, 1)  # (rows * width, H, d)
-    return out if asking.spots is None else Gather.apply(out, asking.spots)
+    return out if bucket.queries.spots is None else Gather.apply(out, bucket.queries.spots)
 
 
 def with_prefix(k: Tensor, v: Tensor, mask: Tensor | None, prefix: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor | None]:

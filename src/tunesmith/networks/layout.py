@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,34 +29,30 @@ class Cells:
 
 
 @dataclass(frozen=True)
-class Bucket(Cells):
-    """Rows of like length: the cells of their keys, and `asking`, those of their queries, which are in the last columns; None: in the same cells."""
+class Bucket:
+    """Rows of like length: whole as keys, and as queries the last columns of that, or the same cells."""
 
-    asking: Cells | None = None
+    keys: Cells
+    queries: Cells
     masks: dict[tuple[bool, int, torch.dtype], Tensor | None] = field(default_factory=dict)
 
-    @property
-    def queries(self) -> Cells:
-        return self.asking or self
-
     def mask(self, causal: bool, window: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """Additive, (rows or 1, queries or 1, width): -inf where a query may not look; None where it may look everywhere."""
+        """Additive, (rows or 1, queries or 1, keys): -inf where a query may not look; None where it may look everywhere."""
         key = (causal, window, dtype)
         if key not in self.masks:
             self.masks[key] = self._mask(causal, window, dtype, device)
         return self.masks[key]
 
     def _mask(self, causal: bool, window: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        seen = None
+        seen, rows, width = None, self.keys.rows, self.keys.width
         if causal or window:
-            i = torch.arange(self.width, device=device)
-            query = i[self.width - self.queries.width :, None]
-            far = (query - i[None]).abs() >= (window or self.width)
-            seen = ~(far | (i[None] > query) if causal else far)[None]
-        if self.spots is not None and not causal:  # causal rows never see the padding behind them
-            real = torch.zeros(self.rows * self.width, dtype=torch.bool, device=device)
-            real = real.index_fill(0, self.spots, True).view(self.rows, 1, self.width)
-            seen = real if seen is None else seen & real | torch.eye(self.width, dtype=torch.bool, device=device)
+            key = torch.arange(width, device=device)
+            query = key[width - self.queries.width :, None]
+            far = (query - key).abs() >= (window or width)
+            seen = ~(far | (key > query) if causal else far)[None]
+        if self.keys.spots is not None and not causal:  # causal rows never see the padding behind them
+            real = torch.zeros(rows * width, dtype=torch.bool, device=device).index_fill(0, self.keys.spots, True).view(rows, 1, width)
+            seen = real if seen is None else seen & real | torch.eye(width, dtype=torch.bool, device=device)
         return None if seen is None else torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
 
 
@@ -115,25 +110,25 @@ def shared(lay: Layout, stems: Stems, filler: int) -> Layout:
 
 
 def group(spans: Sequence[tuple[int, int]], device: torch.device) -> Iterator[Bucket]:
-    """Rows by the spans of their queries, sorted, cut into buckets so that padded score cells plus the cost of each call are least. Keys begin at 0."""
-    keys = queries = 0
+    """Rows by the sorted spans of their queries, cut into buckets so that padded score cells plus the cost of each call are least. Keys are all up to a span's end."""
+    key = query = 0
     for start, stop in pairwise([0, *cheapest_cuts(spans)]):
-        rows = spans[start:stop]
-        first, width = rows[0][0], max(end for _, end in rows)
-        bucket = Bucket(**cells([(0, end) for _, end in rows], keys, 0, width, device))
-        if queries < keys or any(begin for begin, _ in rows):
-            bucket = replace(bucket, asking=Cells(**cells(rows, queries, first, width, device)))
-        yield bucket
-        keys, queries = bucket.stop, bucket.queries.stop
+        asked = spans[start:stop]
+        whole = [(0, end) for _, end in asked]
+        width = max(end for _, end in asked)
+        keys = cells(whole, key, 0, width, device)
+        queries = keys if query == key and asked == whole else cells(asked, query, asked[0][0], width, device)
+        yield Bucket(keys, queries)
+        key, query = keys.stop, queries.stop
 
 
-def cells(spans: Sequence[tuple[int, int]], start: int, first: int, width: int, device: torch.device) -> dict[str, Any]:
+def cells(spans: Sequence[tuple[int, int]], start: int, first: int, width: int, device: torch.device) -> Cells:
     """Of rows whose tokens, from the `start`-th on, are in these spans of the columns first:width."""
     wide, tokens = width - first, sum(end - begin for begin, end in spans)
     spots = None
     if tokens < wide * len(spans):
         spots = torch.cat([torch.arange(begin, end) + (i * wide - first) for i, (begin, end) in enumerate(spans)]).to(device)
-    return {"start": start, "stop": start + tokens, "rows": len(spans), "width": wide, "spots": spots}
+    return Cells(start, start + tokens, len(spans), wide, spots)
 
 
 def cheapest_cuts(spans: Sequence[tuple[int, int]]) -> list[int]:

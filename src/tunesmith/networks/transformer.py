@@ -18,7 +18,7 @@ from .buckets import bucket_logp
 from .dropout import dropouts
 from .heads import POOLS, Pool
 from .inside import overheard
-from .layout import Bucket, Gather, Layout, Share, layout, own_tokens, shared, with_prompt
+from .layout import Cells, Gather, Layout, Share, layout, own_tokens, shared, with_prompt
 from .masked import before_vocabulary
 from .stems import Stems, stems
 from .targets import target_buckets, target_logp
@@ -162,11 +162,11 @@ class Transformer(Network):
         """(N, D): rows padded in buckets of like length, for classes that cannot run packed."""
         lay, self.room.layout, prompt = layout(batch.ragged("ids").lengths, 0, self.device), None, self.prompt_rows()
         order = (lambda x: x) if lay.order is None else (lambda x: x[lay.order])
-        parts = [self.one_bucket(batch, order, bucket, prompt) for bucket in lay.buckets]
+        parts = [self.one_bucket(batch, order, bucket.keys, prompt) for bucket in lay.buckets]
         out = torch.cat(parts)
         return out if lay.back is None else out[lay.back]
 
-    def one_bucket(self, batch: Batch, order, bucket: Bucket, prompt: Tensor | None) -> Tensor:
+    def one_bucket(self, batch: Batch, order, bucket: Cells, prompt: Tensor | None) -> Tensor:
         """(n, D) for the n tokens of one bucket."""
         cut = lambda x: fill(order(x)[bucket.start : bucket.stop], bucket)
         ids, mask = cut(batch["ids"]), fill(torch.ones(bucket.stop - bucket.start, dtype=torch.long, device=self.device), bucket)
@@ -215,7 +215,7 @@ class Transformer(Network):
             return Gather.apply(found, own_tokens(lengths, before, found.device)) if before else found
         lay = layout(lengths, 0, self.device)
         rows = [s[:, before:].flatten(0, 1) for s in seen]
-        found = torch.cat([s if b.spots is None else s[b.spots] for s, b in zip(rows, lay.buckets, strict=True)])
+        found = torch.cat([s if b.keys.spots is None else s[b.keys.spots] for s, b in zip(rows, lay.buckets, strict=True)])
         return found if lay.back is None else found[lay.back]
 
     def overheard(self, say: Callable[[], T], batch: Batch, states: Sequence[int], heads: Sequence[int]) -> tuple[T, Heard]:
@@ -272,8 +272,8 @@ class Transformer(Network):
         return head.weight, getattr(head, "bias", None), getattr(self.model.config, "final_logit_softcapping", None)
 
 
-def fill(x: Tensor, bucket: Bucket) -> Tensor:
+def fill(x: Tensor, of: Cells) -> Tensor:
     """(n, ...) -> (rows, width, ...), zeros behind each row."""
-    if bucket.spots is None:
-        return x.view(bucket.rows, bucket.width, *x.shape[1:])
-    return x.new_zeros(bucket.rows * bucket.width, *x.shape[1:]).index_copy(0, bucket.spots, x).view(bucket.rows, bucket.width, *x.shape[1:])
+    if of.spots is None:
+        return x.view(of.rows, of.width, *x.shape[1:])
+    return x.new_zeros(of.rows * of.width, *x.shape[1:]).index_copy(0, of.spots, x).view(of.rows, of.width, *x.shape[1:])
