@@ -304,6 +304,19 @@ def test_a_large_strength_freezes(work: Path, kind: str) -> None:
     assert far[1] < 0.3 * far[0]
 
 
+@pytest.mark.parametrize("kind", ["ewc", "mas", "si"])
+def test_heads_of_past_tasks_rest(work: Path, kind: str) -> None:
+    """To the bit, however strong the penalty; and the new head learns what it learns without one. Wrong: a gradient of zero, of which decay and Adam make steps."""
+    given = {"scenario": "task", "method": "head", "budget": {"steps": 20}, "update": {"batch": 8, "rate": 1e-2, "decay": 0.1}}
+    held = made(work, {"kind": kind, "strength": 1e6}, **given)
+    first, second, naive = fitted(held, 1), fitted(held, 2), fitted(made(work, **given), 2)
+    before, after, free = (job.delta.parameters() for job in (first, second, naive))
+    olds = [n for n in before if first.run.objective.held("importance", n).any()]  # type: ignore[operator]
+    assert olds
+    for name, p in after.items():
+        assert torch.equal(p, before[name] if name in olds else free[name])
+
+
 def test_the_penalty_counts_once_whatever_the_pieces(work: Path) -> None:
     """Wrong: once a piece, or divided by them."""
     found = []
