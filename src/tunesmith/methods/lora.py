@@ -141,7 +141,7 @@ class LowRank(Graft):
 
 
 def fused(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """x W^T + b + s (x A^T) B^T. Without gradients `Fused`'s own products and bits, in half its time where a token is little work, as in sampling."""
+    """x W^T + b + s (x A^T) B^T. Without gradients `Fused`'s own products and bits, without the cost of its call, which tells where a token is little work."""
     if torch.is_grad_enabled():
         return Fused.apply(x, weight, bias, a, b, scale)  # type: ignore[return-value]
     return products(x, weight, bias, a, b, scale)[0]
