@@ -16,7 +16,7 @@ from tunesmith.core import Batch, Delta, Listener, Method, Ragged, Run, Source, 
 from tunesmith.engine import fit
 from tunesmith.errors import Diverged, Refusal
 from tunesmith.methods import Adapter, Full, Head, Layers, LoRA
-from tunesmith.methods.lora import Fused
+from tunesmith.methods.lora import Fused, fused
 from tunesmith.networks.transformer import Transformer
 from tunesmith.objectives import Supervised
 from tunesmith.sources.features import Features
@@ -446,6 +446,8 @@ def test_fused_lora_is_the_plain_formula(biased: bool, shape: tuple[int, ...], r
     ours = [t.clone().requires_grad_() for t in (x, down, up)]
     ours[0].requires_grad_(reads)
     y = Fused.apply(ours[0], w, b, ours[1], ours[2], 0.7)
+    with torch.no_grad():
+        assert torch.equal(fused(ours[0], w, b, ours[1], ours[2], 0.7), y)  # sampling without gradients, to the bit
     (y * weight).sum().backward()
     theirs = [t.double().requires_grad_() for t in (x, down, up)]
     plain = theirs[0] @ w.double().T + 0.7 * (theirs[0] @ theirs[1].T) @ theirs[2].T + (0 if b is None else b.double())
