@@ -23,7 +23,9 @@ from tunesmith.objectives import Supervised
 from tunesmith.progress import Reporter
 from tunesmith.recipe import recipe
 from tunesmith.sources.table import Table
+from tunesmith.strategies import STRATEGIES
 from tunesmith.strategies.agem import project
+from tunesmith.strategies.among import Among
 from tunesmith.strategies.anchors import Penalty
 from tunesmith.strategies.examples import DRAWS, mean_of
 from tunesmith.strategies.memory import Memory
@@ -419,6 +421,65 @@ def test_a_projected_step_does_not_make_old_rows_worse(work: Path) -> None:
     job.run.update.form(job.run, [new, old], 10_000, 0)
     found = {n: p.grad for n, p in job.run.parameters().items() if p.grad is not None}
     assert abs(dot(found, r)) < 1e-5 * dot(r, r)
+
+
+# ------------------------------------------------------------------------------------------------ what a new row is told apart from
+
+
+class Said(torch.nn.Module):
+    """A network whose logits are those given."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.said = logits
+
+    def logits(self, batch: Batch) -> Tensor:
+        return self.said
+
+
+@pytest.mark.parametrize(("kind", "label"), [("single", torch.tensor([4, 1, 4])), ("multi", torch.eye(5)[[4, 1, 4]])])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_new_rows_are_told_apart_among_the_labels_of_their_stage(kind: Any, label: Tensor, smoothing: float) -> None:
+    """The loss of a network that has these outputs alone; the others get no gradient at all. What is replayed is told apart among all."""
+    present = [1, 3, 4]
+    learn = Among(Supervised(kind, smoothing), [[0, 2], present])
+    learn.stage = 1
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    batch = Batch({"ids": Ragged(torch.arange(3), (1, 1, 1)), "label": label})
+    own = label[:, present] if kind == "multi" else torch.tensor([2, 0, 2])
+    right = Supervised(kind, smoothing)(Said(logits[:, present]), batch.plus(label=own))["task"]
+    found = learn(Said(logits), batch)["task"]
+    torch.testing.assert_close(found, right)
+    (grad,) = torch.autograd.grad(found, logits)
+    assert not grad[:, [0, 2]].any() and grad[:, present].all()
+    torch.testing.assert_close(learn(Said(logits), batch.plus(replayed=torch.ones(3)))["task"], Supervised(kind, smoothing)(Said(logits), batch)["task"])
+
+
+@pytest.mark.parametrize("strategy", ["naive", "lwf", "olora", "ewc", "replay"])
+@pytest.mark.parametrize("among", ["all", "stage"])
+def test_a_stage_pushes_old_labels_down_only_where_it_is_asked_to(work: Path, strategy: str, among: str) -> None:
+    """The rows of the head that old labels have, over a stage: at rest where the loss is over the new labels, and nothing asks the past."""
+    stream = {"kind": "sequence", "by": "domain", "scenario": "class", "among": among}
+    given = made(work, strategy, stream=stream, update={"batch": 8, "rate": 1e-2, "decay": 0.0})
+    heads = [{n: t[:2] for n, t in learnt(fitted(given, k)).items() if n.startswith("heads.")} for k in (1, 2)]
+    assert heads[0] and same(*heads) == (among == "stage" and strategy not in ("lwf", "replay"))
+
+
+def test_what_is_told_apart_by_default() -> None:
+    """Old outputs of lwf and olora are apart, as their papers have it; naive is what happens where nothing is done."""
+    assert {name for name, one in STRATEGIES.items() if one.among == "stage"} == {"lwf", "olora"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"scenario": "task"}, {"shape": "generate"}],
+    ids=["a head each", "words"],
+)
+def test_a_stage_s_own_labels_where_there_are_none_are_refused_before_loading(work: Path, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.shared.load_network", lambda *_, **__: pytest.fail("loaded"))
+    given = made(work, "naive", **more)
+    with pytest.raises(Refusal, match="among: stage"):
+        run(recipe({**given, "stream": {**given["stream"], "among": "stage"}}), staged.QUIET)
 
 
 # ------------------------------------------------------------------------------------------------ a block, a delta, a dream of each stage

@@ -19,9 +19,12 @@ import os
 import random
 import time
 from collections import defaultdict
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from lanes import side_by_side
 from rows import written
 
 import tunesmith
@@ -38,7 +41,7 @@ def main() -> None:
     args.add_argument("--out", type=Path, default=Path("runs/proofs/distil-text"))
     args.add_argument("--steps", type=int, default=200)
     args.add_argument("--seeds", type=int, default=1)
-    args.add_argument("--threads", type=int, default=2)
+    args.add_argument("--jobs", type=int, default=2, help="threads of the teacher; then arms at a time, a thread each")
     given = args.parse_args()
     out, began = given.out, time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -47,10 +50,10 @@ def main() -> None:
     student = {"name": "desk-lm", **({"blocks": [int(b) for b in given.blocks.split(",")]} if given.blocks else {})}
     made = {
         "task": "generate", "model": student, "method": "full", "budget": {"steps": given.steps}, "update": {"rate": RATE},
-        "evaluate": {"every": 100_000, "best": False, "samples": 0}, "checkpoint": {"every": 100_000}, "threads": given.threads,
+        "evaluate": {"every": 100_000, "best": False, "samples": 0}, "checkpoint": {"every": 100_000}, "threads": 1,
     }  # fmt: skip
-    run = lambda name, rows, **rest: tunesmith.run({**made, "data": {"train": rows, "eval": judged}, "out": str(out / name), **rest})
-    teacher = run("teacher", everything, model=given.teacher, update={"rate": RATE / 2})
+    of = lambda name, rows, **rest: {**made, "data": {"train": rows, "eval": judged}, "out": str(out / name), **rest}
+    teacher = tunesmith.run(of("teacher", everything, model=given.teacher, update={"rate": RATE / 2}, threads=given.jobs))
     table: dict[str, list[float]] = {"teacher": [teacher["after"]["perplexity"]]}
     named = {row["prompt"] for row in few}
     others = [row["prompt"] for row in known if row["prompt"] not in named]
@@ -67,15 +70,22 @@ def main() -> None:
         "200 rows, teacher's texts mixed up": (files["mixed"], {}),
         f"all {len(known):,} rows": (everything, {}),
     }
-    for seed in range(given.seeds):
-        for name, (rows, rest) in arms.items():
-            result = run(f"{name}-{seed}".replace(" ", "-").replace(",", "").replace("'", ""), rows, seed=seed, **rest)
-            table.setdefault("untrained", []).append(result["before"]["perplexity"])
-            table.setdefault(name, []).append(result["after"]["perplexity"])
-            print(f"{name}: {result['after']['perplexity']:.2f}, {result['train_seconds']:.0f} s", flush=True)
+    runs = list(product(range(given.seeds), arms))
+    folder = lambda name, seed: f"{name}-{seed}".replace(" ", "-").replace(",", "").replace("'", "")
+    calls = [partial(measured, of(folder(name, seed), arms[name][0], seed=seed, **arms[name][1])) for seed, name in runs]
+    for (_, name), (before, after, seconds) in zip(runs, side_by_side(calls, given.jobs), strict=True):
+        table.setdefault("untrained", []).append(before)
+        table.setdefault(name, []).append(after)
+        print(f"{name}: {after:.2f}, {seconds:.0f} s", flush=True)
     for name, values in table.items():
         print(f"| {name} | {' / '.join(f'{v:.2f}' for v in dict.fromkeys(values))} |")
     print(f"{time.perf_counter() - began:.0f} s")
+
+
+def measured(made: dict[str, Any]) -> tuple[float, float, float]:
+    """Perplexity before and after, and the seconds between."""
+    result = tunesmith.run(made)
+    return result["before"]["perplexity"], result["after"]["perplexity"], result["train_seconds"]
 
 
 def parts(file: Path) -> tuple[Rows, Rows, Rows]:

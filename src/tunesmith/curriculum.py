@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from torch import nn
 
+from .core import Objective
 from .dataset import Dataset, Rows, labels_in, made_of, read_data, read_rows
 from .errors import Refusal
+from .objectives.supervised import Supervised
 from .recipe import Recipe
 from .recipe_yaml import closest
 from .sources.streams import InTurn, label_of
@@ -59,11 +61,37 @@ def one_task(own: Mapping[str, Task], scenario: str) -> Task:
     return replace(next(iter(own.values())), labels=tuple(dict.fromkeys(label for task in own.values() for label in task.labels)))
 
 
-def known_after(data: Dataset) -> list[int]:
-    """How many of the head's labels are known once each part has come."""
+def labels_of_parts(data: Dataset) -> list[list[int]]:
+    """Which of the head's labels each part has."""
     index = {label: i for i, label in enumerate(data.task.labels)}
-    found = [max((index[label] + 1 for e in part.train.examples for label in labels_in(e)), default=0) for part in data.parts.values()]
-    return [max(found[: i + 1]) for i in range(len(found))]
+    return [sorted({index[label] for e in part.train.examples for label in labels_in(e)}) for part in data.parts.values()]
+
+
+def known_after(present: Sequence[Sequence[int]]) -> list[int]:
+    """How many labels a head knows once each part has come."""
+    return list(accumulate((max(labels, default=-1) + 1 for labels in present), max))
+
+
+def growing(recipe: Recipe, data: Dataset) -> list[list[int]]:
+    """Which labels each part has, where they come to a head that all parts share; none where it knows all from the first."""
+    apart = len({one.task.key for one in data.parts.values()}) != 1
+    if not recipe.built_stream().grows or recipe.built_strategy().joins or apart or not (data.task.labels and data.task.outputs):
+        return []
+    return labels_of_parts(data)
+
+
+def narrow(recipe: Recipe, data: Dataset, learn: Objective) -> bool:
+    """Whether new rows are told apart among the labels of their stage alone. Raises Refusal where that is asked for and says nothing."""
+    stream, strategy = recipe.built_stream(), recipe.built_strategy()
+    asked = stream.among if isinstance(stream, InTurn) else None
+    possible = bool(growing(recipe, data)) and isinstance(learn, Supervised)
+    if asked == "stage" and not possible and not strategy.joins:
+        raise Refusal(
+            "`among: stage`, and no labels that come to one head and are learnt as they are",
+            where="stream.among",
+            fix="scenario: class and objective: supervised; else leave `among` out",
+        )
+    return possible and (asked or strategy.among) == "stage"
 
 
 def notes(parts: Mapping[str, Dataset], scenario: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .core import Delta, Listener, Method, Objective, Ragged, Run
-from .curriculum import keys_of, known_after
+from .curriculum import growing, keys_of, known_after, narrow
 from .dataset import Dataset, Part
 from .embedder import guidable, guide_weighs, guided
 from .errors import Refusal
@@ -35,6 +35,7 @@ from .sources.rollouts import Rollouts
 from .sources.streams import Mixed, Plan
 from .sources.table import Table
 from .strategies import Strategy
+from .strategies.among import Among, Narrowing
 from .teaching.columns import foreseen as teachable
 from .teaching.columns import taught, weighed
 from .teaching.written import Written
@@ -72,7 +73,9 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     torch.manual_seed(recipe.seed)
     delta = method.attach(net, keep=shared.keeps or strategy.base or any({"reference", "guide"} & one.needs for one in learns.values()))
     strategy.meet(net, delta, {one.task.key: one.task.kind for one in data.each.values()})
-    learn = strategy.objective(learn)
+    present = growing(recipe, data)
+    among = Among(learn, present) if narrow(recipe, data, learn) else None
+    learn = strategy.objective(among or learn)
     net.recompute(recipe.recompute)
     learn.to(net.device).meet(net)
     tables = tables_of(recipe, data, learn, net.device)
@@ -88,8 +91,8 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     run = Run(net, delta, learn, stages, MOVERS[method.update](next(iter(settings.values())), learn, strategy), seed=recipe.seed)
     judged = lambda name, part: enriched(rows_of(settings[name], part), learns[name].judges, settings[name])
     probes = [probe_of_all(part, data, judged, settings) for part in ("eval", "test")]
-    known = growing(recipe, data)
-    listeners = [Afresh(), *([Opening(net, data.task.key, known)] if known else []), strategy, Conflicts()]
+    known = known_after(present)
+    listeners = [Afresh(), *([Opening(net, data.task.key, known)] if known else []), *([Narrowing(among)] if among else []), strategy, Conflicts()]
     said = [line for name, s in settings.items() for column in added_for(learns[name]) for line in column.notes(s.recipe, learns[name], run.total)]
     said += strategy.notes(growing=bool(known) and known[0] < known[-1] and delta.lowest < net.anatomy.depth)
     return Job(recipe, data, net, method, delta, choice, run, probes[0], probes[1], [*data.notes, *method.notes(net), *said], listeners)
@@ -105,14 +108,6 @@ def tables_of(recipe: Recipe, data: Dataset, learn: Objective, device: torch.dev
     }
 
 
-def growing(recipe: Recipe, data: Dataset) -> list[int]:
-    """How many labels a head that all parts share knows after each; none where it knows all from the first."""
-    apart = len({one.task.key for one in data.parts.values()}) != 1
-    if not recipe.built_stream().grows or recipe.built_strategy().joins or apart or not (data.task.labels and data.task.outputs):
-        return []
-    return known_after(data)
-
-
 def agreed(recipe: Recipe, data: Dataset) -> Objective:
     """The objective of a recipe on its rows. Raises Refusal, before weights are loaded, where one cannot serve the other."""
     each, stream = recipe.each(), recipe.built_stream()
@@ -120,6 +115,7 @@ def agreed(recipe: Recipe, data: Dataset) -> Objective:
     recipe.built_method().foreseen(asdict(recipe.model))
     recipe.built_strategy().foreseen(recipe.built_method(), len(data.each))
     form_of(recipe, next(iter(found.values())))
+    narrow(recipe, data, next(iter(found.values())))
     if len(found) == 1:
         return next(iter(found.values()))
     weights = {one.task.key: recipe.tasks[name].weight if name in recipe.tasks else 1.0 for name, one in data.each.items()}

@@ -154,12 +154,15 @@ class InTurn(Stream):
     order     the values in another order
     scenario  `class`: one head, to which new labels come (class-incremental); `task`: a head each, and whose task a row is, is known when it is judged;
               `domain`: one head, the same labels throughout (van de Ven & Tolias 2019, table 1). None: what the labels say
+    among     where labels come to one head, what the label of a new row is told apart from: `all` labels so far, or those of its `stage`, so that new rows do not
+              push old labels down (Caccia et al. 2022, equation 3). None: as the strategy has it, which is `all` for all but lwf and olora
     """
 
     by: str | None = None
     into: Annotated[int, Ge(2)] | None = None
     order: tuple[str, ...] = ()
     scenario: Literal["class", "task", "domain"] | None = None
+    among: Literal["all", "stage"] | None = None
 
     several: ClassVar[bool] = True
     grows: ClassVar[bool] = True

@@ -118,6 +118,7 @@ class LwF(Strategy):
     hears: ClassVar[bool] = True
     rows: ClassVar[bool] = True
     anchors: ClassVar[bool] = True
+    among: ClassVar[str] = "stage"
 
     def __post_init__(self) -> None:
         self.sources: list[Any] = []

@@ -51,6 +51,7 @@ class OLoRA(Strategy):
     paper: ClassVar[str] = "Wang et al. 2023, https://arxiv.org/abs/2310.14152"
     methods: ClassVar[tuple[str, ...]] = ("lora",)
     anchors: ClassVar[bool] = True
+    among: ClassVar[str] = "stage"
 
     def __post_init__(self) -> None:
         self.stages = self.width = 0

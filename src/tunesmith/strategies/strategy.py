@@ -23,6 +23,7 @@ class Strategy(Listener):
     hears    it looks at what heads say
     base     it asks the network as it was before it was tuned
     anchors  it keeps old tasks by holding parameters or outputs alone, without one of their rows
+    among    what new rows are told apart among where the stream does not say (see InTurn)
     """
 
     paper: ClassVar[str] = ""
@@ -34,6 +35,7 @@ class Strategy(Listener):
     hears: ClassVar[bool] = False
     base: ClassVar[bool] = False
     anchors: ClassVar[bool] = False
+    among: ClassVar[str] = "all"
 
     def foreseen(self, method: Method, stages: int) -> None:
         """Raises Refusal for what can be told before a weight is loaded, of a method and so many stages."""
