@@ -472,8 +472,8 @@ def test_what_is_told_apart_by_default() -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [{"scenario": "task"}, {"shape": "generate"}],
-    ids=["a head each", "words"],
+    [{"scenario": "task"}, {"shape": "tag", "scenario": "domain"}, {"shape": "generate"}],
+    ids=["a head each", "the same labels", "words"],
 )
 def test_a_stage_s_own_labels_where_there_are_none_are_refused_before_loading(work: Path, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.shared.load_network", lambda *_, **__: pytest.fail("loaded"))

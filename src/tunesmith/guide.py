@@ -117,10 +117,10 @@ GUIDE: dict[str, Row] = {
             "continual",
             "tasks one after another",
             "tasks may arrive over time",
-            "forgets without a means: replay, derpp; route; ewc, lwf, olora where each task has its head",
+            "forgets without a means: replay, derpp; without old rows route, si, olora",
             "changing environments",
         ),
-        ("持续学习", "任务先后到来，依次学习", "能不断接受新任务", "需要防遗忘：replay、derpp；route；每任务一个头时可用 ewc、lwf、olora", "变化的任务环境"),
+        ("持续学习", "任务先后到来，依次学习", "能不断接受新任务", "需要防遗忘：replay、derpp；不留旧数据时用 route、si、olora", "变化的任务环境"),
     ),
     "few": row(
         "stream",

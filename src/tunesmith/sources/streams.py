@@ -155,7 +155,7 @@ class InTurn(Stream):
     scenario  `class`: one head, to which new labels come (class-incremental); `task`: a head each, and whose task a row is, is known when it is judged;
               `domain`: one head, the same labels throughout (van de Ven & Tolias 2019, table 1). None: what the labels say
     among     where labels come to one head, what the label of a new row is told apart from: `all` labels so far, or those of its `stage`, so that new rows do not
-              push old labels down (Caccia et al. 2022, equation 3). None: as the strategy has it, which is `all` for all but lwf and olora
+              push old labels down (ER-ACE, Caccia et al. 2022). None: as the strategy has it, which is `all` for all but lwf and olora
     """
 
     by: str | None = None

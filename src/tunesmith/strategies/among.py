@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Batch, Listener, Objective, Ragged, Run, Signals, Stage, Terms
+from ..core import Batch, Listener, Objective, Run, Signals, Stage, Terms
 from .around import Around
 
 
@@ -16,7 +16,7 @@ class Among(Around):
     """What `inner` says of new rows over the outputs whose labels their stage has, and of replayed ones over all.
 
     Over all outputs every new row also says that it is none of the old labels, and where no old row answers, this is what a stage teaches first: its old outputs
-    fall. Li & Hoiem 2016 have no such term, since the outputs of their tasks are apart; Caccia et al. 2022 (equation 3) leave it out beside a memory.
+    fall. Li & Hoiem 2016 have no such term, since the outputs of their tasks are apart; Caccia et al. 2022 (ER-ACE) leave it out beside a memory.
 
     present  the labels of each stage, ascending
     """
@@ -30,13 +30,11 @@ class Among(Around):
         if "replayed" in batch or len(present) == outputs:
             return self.inner.score(signals, batch)
         present = present.to(signals["logits"].device)
-        return self.inner.score({**signals, "logits": signals["logits"][:, present]}, batch.plus(label=placed(batch.columns["label"], present)))
+        return self.inner.score({**signals, "logits": signals["logits"][:, present]}, batch.plus(label=placed(batch["label"], present)))
 
 
-def placed(label: Tensor | Ragged, present: Tensor) -> Tensor | Ragged:
-    """Labels as places among those that are present; of several labels a row, (B, C), their columns."""
-    if isinstance(label, Ragged):
-        return Ragged(torch.searchsorted(present, label.values), label.lengths)
+def placed(label: Tensor, present: Tensor) -> Tensor:
+    """Labels (B,) as places among those that are present; of several labels a row, (B, C), their columns."""
     return label[:, present] if label.dim() == 2 else torch.searchsorted(present, label)
 
 
