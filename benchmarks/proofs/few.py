@@ -1,6 +1,7 @@
 """Few rows of each class: which route wins, and is ours what SetFit is, at a third of its time? MiniLM, 8 a class, ten draws.
 
     TUNESMITH_DATA=... python benchmarks/proofs/few.py --only trec                  one of banking77, trec; all by default
+    TUNESMITH_DATA=... python benchmarks/proofs/few.py --only banking77 --routes "setfit, full;full;head"      and "layers;lora;bitfit": the baselines are always there
     TUNESMITH_DATA=... python benchmarks/proofs/few.py --peer-splits 3 --pairs 5    SetFit on the first three draws only, 5 pairs a row of each sort; 0: as it comes
 
 Every draw is `stream: few` with its own seed, the same rows for every route, each of which takes the same steps of the same size, and for SetFit, which runs beside ours in the same process where it is installed (setfit 1.2; pip install setfit).

@@ -58,7 +58,9 @@ class Strategy(Listener):
         """What the user should know. `growing`: labels come to a head that all parts share (class-incremental), over a trunk that moves."""
         if not (growing and self.anchors):
             return []
-        return ["without old rows little is kept where labels come to one head and the trunk moves (van de Ven & Tolias 2019, table 4): replay, derpp or route"]
+        return [
+            "without old rows less is kept where labels come to one head and the trunk moves (van de Ven & Tolias 2019, table 4) than with replay, derpp or route"
+        ]
 
 
 def number(run: Run, stage: Stage) -> int:
