@@ -103,6 +103,7 @@ DISTANCES = {"single": classes, "tag": classes, "multi": several, "score": numbe
 class LwF(Strategy):
     """New rows are also to be answered as the network answered them before: by the old labels of its head, or by its old heads (Li & Hoiem 2016, section 3).
 
+    Where one head has all labels, new ones are told apart among themselves (see InTurn, `among`), as in the paper, whose tasks have outputs of their own.
     Asked once a row, at rest, at the start of each stage; no old row is kept. The paper's lambda is 1, and it has no factor T^2, without which the term
     fades as T grows.
 

@@ -38,6 +38,7 @@ class Orthogonal(Once):
 class OLoRA(Strategy):
     """Each stage moves a block of the LoRA's rank that is kept orthogonal to those of past stages (O-LoRA, Wang et al. 2023, equations 7 and 8).
 
+    Where one head has all labels, new ones are told apart among themselves (see InTurn, `among`), or the head would forget what the blocks keep.
     Past blocks are frozen to the bit. All add up, so the artifact is one plain LoRA.
 
     strength  lambda_1 of the sum over layers, which grows with their number and with the square of a block's rank
