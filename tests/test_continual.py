@@ -367,6 +367,19 @@ def test_past_outputs_are_those_of_old_labels_before_the_stage(work: Path) -> No
     torch.testing.assert_close(loss, by_hand, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize(("scenario", "old"), [("class", "heads.classify."), ("task", "heads.x.")])
+def test_before_a_step_past_outputs_pull_at_nothing(work: Path, scenario: str, old: str) -> None:
+    """Wrong: the rounding of two forward passes is a gradient, of which AdamW makes a step of its full size."""
+    rows = lambda stages, steps: {
+        n: t[:2]
+        for n, t in learnt(
+            fitted(made(work, "lwf", scenario=scenario, budget={"steps": steps}, update={"batch": 8, "rate": 1e-2, "decay": 0.0}), stages)
+        ).items()
+        if n.startswith(old)
+    }
+    assert rows(1, 1) and same(rows(1, 1), rows(2, 1)) and not same(rows(1, 2), rows(2, 2))
+
+
 def test_old_heads_answer_for_old_tasks(work: Path) -> None:
     """A head each: all old heads on new rows, and the trunk is read once."""
     job = entered(fitted(made(work, "lwf", scenario="task"), 2), 2)

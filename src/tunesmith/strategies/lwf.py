@@ -40,12 +40,17 @@ class Past:
 
 
 class Recalling(Around):
-    """`past`: strength x, summed over old heads, the distance of their outputs on new rows to what they were, over the outputs that they had then."""
+    """`past`: strength x, summed over old heads, the distance of their outputs on new rows to what they were, over the outputs that they had then.
+
+    moved   whether a step of this stage has been taken. Before it the distance has no gradient but the rounding of two forward passes, of which AdamW would make a
+            step of its full size
+    """
 
     def __init__(self, inner: Objective, strength: float, temperature: float, kinds: Mapping[str, str]):
         super().__init__(inner)
         self.strength, self.temperature, self.kinds = strength, temperature, kinds
         self.olds: Olds = {}
+        self.moved = False
 
     def read(self, net: Network, batch: Batch) -> Signals:
         if "past" not in batch:
@@ -60,7 +65,8 @@ class Recalling(Around):
         if "past" not in batch:
             return terms
         widths = list(self.olds.values())
-        pairs = zip(self.olds, batch["past"].split(widths, -1), signals["past"].split(widths, -1), strict=True)
+        past = signals["past"] if self.moved else signals["past"].detach()
+        pairs = zip(self.olds, batch["past"].split(widths, -1), past.split(widths, -1), strict=True)
         return {**terms, "past": self.strength * torch.stack([DISTANCES[self.kinds[task]](then, now, self.temperature) for task, then, now in pairs]).sum()}
 
     def count(self, batch: Batch) -> Counts:
@@ -145,15 +151,22 @@ class LwF(Strategy):
             self.learn.olds = self.held.olds
         if i and self.learn and self.held.stage != i:
             self.held.ask(self.sources[i], run.net, i)
+            self.learn.moved = False
+
+    def step(self, run: Run, record: Mapping[str, float]) -> None:
+        if self.learn:
+            self.learn.moved = True
 
     def end(self, run: Run, stage: Stage) -> None:
         self.held.olds |= dict([width_of(self.sources[number(run, stage)], run.net)])
 
     def state(self) -> Mapping[str, Any]:
-        return {"stage": self.held.stage, "olds": list(self.held.olds.items())}
+        return {"stage": self.held.stage, "olds": list(self.held.olds.items()), "moved": bool(self.learn and self.learn.moved)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.held.stage, self.held.olds = state["stage"], dict(state["olds"])
+        if self.learn:
+            self.learn.moved = state["moved"]
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {"said": self.held.said.values, "lengths": torch.tensor(self.held.said.lengths)}
