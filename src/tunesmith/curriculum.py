@@ -80,11 +80,11 @@ def growing(recipe: Recipe, data: Dataset) -> list[list[int]]:
     return labels_of_parts(data)
 
 
-def narrow(recipe: Recipe, data: Dataset, learn: Objective) -> bool:
-    """Whether new rows are told apart among the labels of their stage alone. Raises Refusal where that is asked for and says nothing."""
+def narrow(recipe: Recipe, present: Sequence[Sequence[int]], learn: Objective) -> bool:
+    """Whether new rows are told apart among the labels of their stage alone (`present`, see growing). Raises Refusal where that is asked for and says nothing."""
     stream, strategy = recipe.built_stream(), recipe.built_strategy()
     asked = stream.among if isinstance(stream, InTurn) else None
-    possible = len({tuple(labels) for labels in growing(recipe, data)}) > 1 and isinstance(learn, Supervised)
+    possible = len({tuple(labels) for labels in present}) > 1 and isinstance(learn, Supervised)
     if asked == "stage" and not possible and not strategy.joins:
         raise Refusal(
             "`among: stage`, and no labels that come to one head and are learnt as they are",

@@ -74,7 +74,7 @@ def assemble(recipe: Recipe, data: Dataset, net: Transformer, reporter: Reporter
     delta = method.attach(net, keep=shared.keeps or strategy.base or any({"reference", "guide"} & one.needs for one in learns.values()))
     strategy.meet(net, delta, {one.task.key: one.task.kind for one in data.each.values()})
     present = growing(recipe, data)
-    among = Among(learn, present) if narrow(recipe, data, learn) else None
+    among = Among(learn, present) if narrow(recipe, present, learn) else None
     learn = strategy.objective(among or learn)
     net.recompute(recipe.recompute)
     learn.to(net.device).meet(net)
@@ -115,7 +115,7 @@ def agreed(recipe: Recipe, data: Dataset) -> Objective:
     recipe.built_method().foreseen(asdict(recipe.model))
     recipe.built_strategy().foreseen(recipe.built_method(), len(data.each))
     form_of(recipe, next(iter(found.values())))
-    narrow(recipe, data, next(iter(found.values())))
+    narrow(recipe, growing(recipe, data), next(iter(found.values())))
     if len(found) == 1:
         return next(iter(found.values()))
     weights = {one.task.key: recipe.tasks[name].weight if name in recipe.tasks else 1.0 for name, one in data.each.items()}
